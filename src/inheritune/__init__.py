@@ -1,0 +1,1 @@
+"""inheritune: a small base language model from a big one."""
