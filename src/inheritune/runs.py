@@ -6,11 +6,18 @@ Everything a run leaves behind goes through the functions of this module.
 import hashlib
 import json
 import os
+import platform
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
+
+from inheritune.errors import RecipeError
 
 
 def sync_folder(folder: Path) -> None:
@@ -83,3 +90,65 @@ def file_sha256(path: Path) -> str:
     """Hex SHA-256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the folder for this process; the operating system lets go when the process ends, however it ends.
+
+    Raises:
+        RecipeError: another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise RecipeError(
+            f"another process is at work in {folder}. Wait for it, end it, or choose another run_dir."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def record_event(folder: Path, stage: str | None, kind: str, message: str) -> None:
+    """Append one decision, in words, to the run's ``events.jsonl``."""
+    event = {"time": now_utc(), "stage": stage, "kind": kind, "message": message}
+    with (folder / "events.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(event, ensure_ascii=False) + "\n")
+
+
+def now_utc() -> str:
+    """The time, to the second, ISO 8601 in UTC."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def link_folder(source: Path, target: Path) -> None:
+    """The same files under a second name, hard-linked where the file system can, copied where it cannot."""
+    with new_folder(target) as new:
+        for path in sorted(source.iterdir()):
+            try:
+                os.link(path, new / path.name)
+            except OSError:
+                shutil.copyfile(path, new / path.name)
+
+
+def machine_facts() -> dict[str, Any]:
+    """Versions and machine, for ``provenance.json``; nothing is fetched and nothing leaves."""
+    packages = ("inheritune", "torch", "transformers", "safetensors", "tokenizers", "datasets", "numpy")
+    return {
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        "machine": {"system": platform.platform(), "processor": _processor(), "cores": os.cpu_count()},
+    }
+
+
+def _processor() -> str:
+    """The processor's name where Linux tells it, else the architecture."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.machine()

@@ -1,0 +1,1 @@
+"""Sources, the split, tokenizers, shards and batches. No torch in here."""

@@ -1,0 +1,193 @@
+"""Tokens of the chosen documents: encoded in reading order, then written in their stored order."""
+
+import hashlib
+from array import array
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from inheritune.data.sources import Source
+from inheritune.data.store import INDEX_DTYPE
+from inheritune.data.survey import Survey, read_again
+from inheritune.data.tokenizer import TextTokenizer
+
+BATCH_BYTES = 2**22
+BATCH_DOCUMENTS = 4096
+
+
+class Encoded(AbstractContextManager["Encoded"]):
+    """A temporary file of documents' tokens in the order they came, end-of-text first."""
+
+    def __init__(self, path: Path, dtype: np.dtype[Any], num_documents: int) -> None:
+        """Start an empty file for up to ``num_documents`` documents, known by their reading index."""
+        self.path = path
+        self.dtype = dtype
+        self.starts: npt.NDArray[np.int64] = np.zeros(num_documents, dtype=np.int64)
+        self.lengths: npt.NDArray[np.int64] = np.zeros(num_documents, dtype=np.int64)
+        """Tokens, end-of-text included; 0 where the document is not here."""
+        self.byte_lengths: npt.NDArray[np.int64] = np.zeros(num_documents, dtype=np.int64)
+        """UTF-8 bytes of the text that the tokens spell."""
+        self._file: BinaryIO = path.open("wb")
+        self._num_tokens = 0
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def add(self, index: int, ids: Sequence[int], num_bytes: int) -> None:
+        """Append a document."""
+        np.array(ids, dtype=self.dtype).tofile(self._file)
+        self.starts[index], self.lengths[index], self.byte_lengths[index] = self._num_tokens, len(ids), num_bytes
+        self._num_tokens += len(ids)
+
+    def tokens(self) -> npt.NDArray[np.integer]:
+        """Everything added so far, mapped from disk."""
+        self._file.flush()
+        return np.memmap(self.path, dtype=self.dtype, mode="r")
+
+
+def tokens_per_byte(texts: Sequence[str], tokenizer: TextTokenizer) -> float:
+    """Tokens for one byte of text; only a guess is made with it."""
+    num_tokens = sum(len(ids) for ids in tokenizer.encode_batch(texts))
+    return max(num_tokens, 1) / max(1, sum(len(text.encode()) for text in texts))
+
+
+def cut_text(text: str, num_bytes: int) -> str:
+    """The longest opening of whole characters that is at most ``num_bytes`` of UTF-8."""
+    return text.encode()[:num_bytes].decode(errors="ignore")
+
+
+def encode_documents(
+    survey: Survey,
+    sources: Source | Sequence[Source],
+    wanted: npt.NDArray[np.int64],
+    tokenizer: TextTokenizer,
+    encoded: Encoded,
+    *,
+    text_field: str,
+    cut_bytes: int | None = None,
+    check_stop: Callable[[], None] | None = None,
+) -> dict[int, str]:
+    """Read the sources again and add the wanted documents to ``encoded``.
+
+    Args:
+        survey: of these sources.
+        sources: see ``read_documents``.
+        wanted: reading indices.
+        tokenizer: of the shards.
+        encoded: where the tokens go.
+        text_field: field with the text.
+        cut_bytes: bytes that are kept of each text; None keeps all.
+        check_stop: called now and then; may raise.
+
+    Returns:
+        Where ``cut_bytes`` is given: the texts by reading index, as they were encoded. Else nothing.
+    """
+    is_wanted = np.zeros(len(survey.keys), dtype=np.bool_)
+    is_wanted[wanted] = True
+    texts: dict[int, str] = {}
+    batch: list[tuple[int, str]] = []
+    held = 0
+
+    def encode_batch() -> None:
+        for (index, text), ids in zip(batch, tokenizer.encode_batch([text for _, text in batch]), strict=True):
+            encoded.add(index, [tokenizer.end_of_text_id, *ids], len(text.encode()))
+        batch.clear()
+
+    for index, document in read_again(survey, sources, is_wanted, text_field=text_field, check_stop=check_stop):
+        text = document.text
+        if cut_bytes is not None:
+            text = texts[index] = cut_text(text, cut_bytes)
+        batch.append((index, text))
+        held += len(text)
+        if held >= BATCH_BYTES or len(batch) >= BATCH_DOCUMENTS:
+            encode_batch()
+            held = 0
+            if check_stop:
+                check_stop()
+    encode_batch()
+    return texts
+
+
+def write_split(
+    folder: Path,
+    split: str,
+    order: npt.NDArray[np.int64],
+    encoded: Encoded,
+    survey: Survey,
+    tokenizer: TextTokenizer,
+    shard_tokens: int,
+    token_limit: int | None,
+) -> tuple[dict[str, Any], int]:
+    """Write one split's shards and indices.
+
+    Args:
+        folder: where to.
+        split: name of the files.
+        order: reading indices of its documents, in stored order.
+        encoded: their tokens.
+        survey: their domains.
+        tokenizer: gives the bytes of a document that is cut by the limit.
+        shard_tokens: a new file is begun where a document would go beyond it.
+        token_limit: tokens of the whole split; the last document is cut to meet it.
+
+    Returns:
+        The split's part of the manifest, and its largest token id.
+    """
+    tokens = encoded.tokens()
+    lengths, byte_lengths = encoded.lengths[order], encoded.byte_lengths[order]
+    excess = 0 if token_limit is None else int(lengths.sum()) - token_limit
+    if excess > 0:
+        lengths[-1] -= excess
+        begin = int(encoded.starts[order[-1]])
+        kept = tokens[begin + 1 : begin + int(lengths[-1])].tolist()
+        byte_lengths[-1] = min(int(byte_lengths[-1]), len(tokenizer.decode(kept).encode()))
+    shards: list[dict[str, Any]] = []
+    largest = 0
+    position = 0
+    while position < len(order):
+        name = f"{split}-{len(shards):05d}"
+        token_starts, byte_starts = array("Q", [0]), array("Q", [0])
+        digest = hashlib.sha256()
+        with (folder / f"{name}.bin").open("wb") as file:
+            while position < len(order):
+                length = int(lengths[position])
+                if token_starts[-1] and token_starts[-1] + length > shard_tokens:
+                    break
+                begin = int(encoded.starts[order[position]])
+                part = tokens[begin : begin + length]
+                content = part.tobytes()
+                file.write(content)
+                digest.update(content)
+                largest = max(largest, int(part.max()))
+                token_starts.append(token_starts[-1] + length)
+                byte_starts.append(byte_starts[-1] + int(byte_lengths[position]))
+                position += 1
+        index = np.stack([np.array(token_starts), np.array(byte_starts)], axis=1).astype(INDEX_DTYPE).tobytes()
+        (folder / f"{name}.idx").write_bytes(index)
+        shards.append(
+            {
+                "file": f"{name}.bin",
+                "index": f"{name}.idx",
+                "tokens": token_starts[-1],
+                "documents": len(token_starts) - 1,
+                "bytes": byte_starts[-1],
+                "sha256": digest.hexdigest(),
+                "index_sha256": hashlib.sha256(index).hexdigest(),
+            }
+        )
+    domain_ids = survey.domain_ids[order]
+    domains = {
+        name: {
+            "tokens": int(lengths[domain_ids == number].sum()),
+            "documents": int((domain_ids == number).sum()),
+            "bytes": int(byte_lengths[domain_ids == number].sum()),
+        }
+        for number, name in sorted(enumerate(survey.domain_names), key=lambda pair: pair[1])
+        if (domain_ids == number).any()
+    }
+    totals = {"tokens": int(lengths.sum()), "documents": len(order), "bytes": int(byte_lengths.sum())}
+    return {**totals, "domains": domains, "shards": shards}, largest

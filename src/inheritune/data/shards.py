@@ -1,0 +1,246 @@
+"""Text to shards: a split by a hash of each text, a seeded choice of training documents, tokens on disk.
+
+The bytes of the shards depend on the texts and the settings alone, not on the machine or the order of the sources.
+"""
+
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import zstandard
+
+from inheritune import runs
+from inheritune.data.encoding import Encoded, encode_documents, tokens_per_byte, write_split
+from inheritune.data.sources import Source, listed
+from inheritune.data.store import (
+    FORMAT,
+    MANIFEST,
+    TOKENIZER_FOLDER,
+    VALIDATION_TEXT,
+    Shards,
+    TokenDocuments,
+    check_vocabulary,
+    token_dtype,
+)
+from inheritune.data.survey import Survey, look_over, training_texts
+from inheritune.data.tokenizer import TextTokenizer, copy_tokenizer, open_tokenizer
+from inheritune.errors import DataError
+
+__all__ = ["MANIFEST", "Shards", "TokenDocuments", "check_vocabulary", "prepare", "training_texts"]
+
+FEW_DOCUMENTS = 100
+"""Under so many decide documents a verdict is uncertain, and a warning is recorded."""
+
+Indices = npt.NDArray[np.int64]
+
+
+def prepare(
+    sources: Source | Sequence[Source],
+    out: str | Path,
+    *,
+    tokenizer: str | Path,
+    token_budget: int | None = None,
+    validation: float = 0.05,
+    seed: int = 0,
+    text_field: str = "text",
+    min_documents: int = 200,
+    max_documents: int = 4000,
+    document_bytes: int = 32_768,
+    shard_tokens: int = 100_000_000,
+    should_stop: Callable[[], None] | None = None,
+) -> Shards:
+    """Make shards, or open them where the same settings have made them already.
+
+    Exact duplicates and empty texts are dropped (and counted in the manifest). Nothing is left behind when it fails.
+
+    Args:
+        sources: files, folders, globs, hub datasets; see ``inheritune.data.sources``.
+        out: folder to make.
+        tokenizer: folder of the reference's tokenizer.
+        token_budget: training tokens, end-of-text of each document included, met exactly; None takes all.
+        validation: part of the documents on the validation side.
+        seed: of the random choice and order of training documents; the validation set does not depend on it.
+        text_field: field with the text in JSON lines and tables.
+        min_documents: the fewest validation documents; ``validation`` is raised where need be.
+        max_documents: the most validation documents that are stored: those with the smallest hashes.
+        document_bytes: UTF-8 bytes that are kept of a validation document.
+        shard_tokens: tokens of one file; a longer document has a file of its own.
+        should_stop: called now and then; may raise, and then nothing is left behind.
+
+    Raises:
+        DataError: text that is missing, too little or damaged, an ``out`` that holds something else, or a budget
+            above what the data hold.
+    """
+    folder = Path(out)
+    given = open_tokenizer(tokenizer)
+    settings = {
+        "sources": [dict(each) if isinstance(each, Mapping) else str(each) for each in listed(sources)],
+        "tokenizer_sha256": given.sha256,
+        "token_budget": token_budget,
+        "validation": validation,
+        "seed": seed,
+        "text_field": text_field,
+        "min_documents": min_documents,
+        "max_documents": max_documents,
+        "document_bytes": document_bytes,
+        "shard_tokens": shard_tokens,
+    }
+    _check_settings(settings)
+    if (folder / MANIFEST).exists():
+        return _finished(folder, settings)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise DataError(f"{folder} exists and holds no shards. Choose another folder, or empty this one.")
+    survey = look_over(
+        sources, text_field=text_field, validation=validation, min_documents=min_documents, check_stop=should_stop
+    )
+    held_out = survey.validation[:max_documents]
+    halves = {
+        half: held_out[(survey.keys[held_out] & np.uint64(1)) == bit] for half, bit in (("watch", 0), ("decide", 1))
+    }
+    with runs.new_folder(folder) as new:
+        dtype = token_dtype(given.vocab_size)
+        with Encoded(new / "unordered.tmp", dtype, len(survey.keys)) as encoded:
+
+            def encode(wanted: Indices, cut_bytes: int | None) -> dict[int, str]:
+                return encode_documents(
+                    survey,
+                    sources,
+                    wanted,
+                    given,
+                    encoded,
+                    text_field=text_field,
+                    cut_bytes=cut_bytes,
+                    check_stop=should_stop,
+                )
+
+            texts = encode(held_out, document_bytes)
+            order = survey.training(seed)
+            if token_budget is not None:
+                order = _up_to_budget(order, token_budget, survey, given, encoded, encode)
+            else:
+                encode(order, None)
+            splits: dict[str, Any] = {}
+            largest = 0
+            for split, chosen in (("train", order), *halves.items()):
+                stored = chosen[encoded.lengths[chosen] > 1]  # a text without a token is no document
+                if len(stored) == 0:
+                    raise _nothing_on(split, survey)
+                limit = token_budget if split == "train" else None
+                splits[split], top = write_split(new, split, stored, encoded, survey, given, shard_tokens, limit)
+                largest = max(largest, top)
+                halves = {**halves, split: stored}
+        (new / "unordered.tmp").unlink()
+        text_sha256 = _write_validation_text(new, {half: halves[half] for half in ("watch", "decide")}, survey, texts)
+        copy_tokenizer(given.folder, new / TOKENIZER_FOLDER)
+        runs.write_json(
+            new / MANIFEST,
+            {
+                "format": FORMAT,
+                "tokenizer": {"sha256": given.sha256, "folder": TOKENIZER_FOLDER},
+                "vocabulary_size": given.vocab_size,
+                "end_of_text_id": given.end_of_text_id,
+                "dtype": dtype.name,
+                "seed": seed,
+                "sources": settings["sources"],
+                "settings": settings,
+                "threshold": survey.threshold,
+                "max_token_id": largest,
+                "documents_read": len(survey.keys),
+                "duplicates_dropped": survey.num_duplicates,
+                "empty_dropped": survey.num_empty,
+                "validation_left_out": len(survey.validation) - len(held_out),
+                "splits": splits,
+                "validation_text": {"file": VALIDATION_TEXT, "sha256": text_sha256},
+                "warnings": _warnings(splits["decide"]["documents"]),
+            },
+        )
+    return Shards.open(folder, verify=False)
+
+
+def _check_settings(settings: Mapping[str, Any]) -> None:
+    """Refuse numbers that mean nothing."""
+    for name in ("token_budget", "max_documents", "document_bytes", "shard_tokens"):
+        value = settings[name]
+        if value is not None and value < 1:
+            raise DataError(f"{name} is {value}: give a number of at least 1.")
+
+
+def _finished(folder: Path, settings: dict[str, Any]) -> Shards:
+    """The shards that are there, if the same settings made them."""
+    shards = Shards.open(folder)
+    before = shards.manifest["settings"]
+    differences = [
+        f"{name}: {before.get(name)!r} -> {settings.get(name)!r}"
+        for name in sorted(set(before) | set(settings))
+        if before.get(name) != json.loads(json.dumps(settings.get(name)))
+    ]
+    if differences:
+        raise DataError(
+            f"{folder} holds shards made with other settings ({'; '.join(differences)}). "
+            "Choose another folder, delete this one, or give the old settings."
+        )
+    return shards
+
+
+def _up_to_budget(
+    order: Indices,
+    token_budget: int,
+    survey: Survey,
+    tokenizer: TextTokenizer,
+    encoded: Encoded,
+    encode: Callable[[Indices, int | None], dict[int, str]],
+) -> Indices:
+    """Encode only as much of the order as the budget needs, and give that part; no guess changes the result."""
+    ratio = tokens_per_byte(survey.sample, tokenizer)
+    reach, held = 0, 0
+    while held < token_budget and reach < len(order):
+        guessed = np.cumsum(survey.num_bytes[order[reach:]] * ratio + 1) * 0.95
+        further = reach + 1 + int(np.searchsorted(guessed, token_budget - held))
+        encode(order[reach:further], None)
+        reach = min(further, len(order))
+        ends = np.cumsum(np.where(encoded.lengths[order[:reach]] > 1, encoded.lengths[order[:reach]], 0))
+        held = int(ends[-1])
+        ratio = held / max(1, int(survey.num_bytes[order[:reach]].sum()))
+    if held < token_budget:
+        raise DataError(
+            f"data.token_budget asks for {token_budget} training tokens, and the training side of the data holds "
+            f"{held}. Lower data.token_budget to at most {held} and raise train.passes to go over them more often, or "
+            "add sources."
+        )
+    return order[: int(np.searchsorted(ends, token_budget)) + 1]
+
+
+def _nothing_on(split: str, survey: Survey) -> DataError:
+    """What to say of a split without documents."""
+    return DataError(
+        f"no document is left for {split!r}: there are {int(survey.kept.sum())} different documents, and "
+        f"{len(survey.validation)} of them are validation. Add sources, or raise data.validation.min_documents or "
+        "data.validation.fraction."
+    )
+
+
+def _warnings(num_decide: int) -> list[str]:
+    """What the user should know of these shards."""
+    if num_decide >= FEW_DOCUMENTS:
+        return []
+    return [
+        f"only {num_decide} validation documents in the decide half (fewer than {FEW_DOCUMENTS}): the verdict's "
+        "interval will be wide. Raise data.validation.min_documents, or add documents."
+    ]
+
+
+def _write_validation_text(new: Path, halves: Mapping[str, Indices], survey: Survey, texts: Mapping[int, str]) -> str:
+    """The validation texts in the order of their documents, JSON lines under zstd; gives the file's SHA-256."""
+    lines = io.StringIO()
+    for half, chosen in halves.items():
+        for index in chosen.tolist():
+            domain = survey.domain_names[survey.domain_ids[index]]
+            line = {"split": half, "domain": domain, "text": texts[index]}
+            lines.write(json.dumps(line, ensure_ascii=False) + "\n")
+    content = zstandard.ZstdCompressor(level=6).compress(lines.getvalue().encode())
+    runs.write_bytes(new / VALIDATION_TEXT, content)
+    return runs.file_sha256(new / VALIDATION_TEXT)

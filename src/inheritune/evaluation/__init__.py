@@ -1,0 +1,1 @@
+"""Token loss, validation, paired intervals, and what a model writes."""

@@ -1,0 +1,171 @@
+"""Validation loss of any number of models on the same text, and their paired differences."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from inheritune.data.shards import MANIFEST, Shards
+from inheritune.data.sources import read_documents
+from inheritune.data.tokenizer import open_tokenizer
+from inheritune.errors import EvaluationError
+from inheritune.evaluation.statistics import Interval, paired_bootstrap, token_mean
+from inheritune.evaluation.token_loss import score_documents
+from inheritune.surgery.folder import load_model, resolve
+
+MAX_SEQUENCE_LENGTH = 1024
+"""Window by default, or less where a model has fewer positions."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """One model on the text."""
+
+    model: str
+    loss_nats: float
+    """Mean next-token cross-entropy, nats per token of the model's own tokenizer."""
+    perplexity: float
+    bits_per_byte: float
+    """Compares across tokenizers."""
+    documents: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One model minus another on the same documents."""
+
+    model: str
+    against: str
+    unit: str
+    """ "nats per token", or "bits per byte" where the two tokenizers cut the text differently."""
+    interval: Interval
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of all models, and of each model against each given baseline."""
+
+    data: str
+    sequence_length: int
+    num_bytes: int
+    scores: tuple[Score, ...]
+    differences: tuple[Difference, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+    def table(self) -> str:
+        """Lines for the terminal."""
+        width = max(len(score.model) for score in self.scores)
+        documents = self.scores[0].documents
+        lines = [
+            f"{documents} documents, {self.num_bytes} bytes of {self.data}, windows of {self.sequence_length}",
+            f"{'model':<{width}}  loss nats  perplexity  bits/byte",
+        ]
+        lines += [
+            f"{score.model:<{width}}  {score.loss_nats:9.4f}  {score.perplexity:10.3f}  {score.bits_per_byte:9.4f}"
+            for score in self.scores
+        ]
+        lines += [
+            f"{each.model} minus {each.against}: {each.interval.mean:+.4f} "
+            f"[{each.interval.low:+.4f}, {each.interval.high:+.4f}] {each.unit} (95 %, paired over documents)"
+            for each in self.differences
+        ]
+        return "\n".join(lines)
+
+
+def evaluate(
+    model: str | Path | Sequence[str | Path],
+    *,
+    data: str | Path | Sequence[str | Path],
+    against: Sequence[str | Path] | str | Path = (),
+    half: str = "decide",
+    sequence_length: int | None = None,
+    text_field: str = "text",
+) -> Evaluation:
+    """Score models on the same documents.
+
+    Args:
+        model: a folder or hub id, or several.
+        data: a folder of shards (its validation text is used), or files, folders and globs of raw text.
+        against: models that each of ``model`` is compared with, paired over documents.
+        half: of the shards' validation set, "decide" or "watch"; raw text has no halves.
+        sequence_length: window; default 1024, or the fewest positions that a model has.
+        text_field: of JSON lines and tables.
+
+    Raises:
+        EvaluationError: no text to score.
+    """
+    models = [str(each) for each in _listed(model)]
+    others = [str(each) for each in _listed(against)]
+    texts = [text for text in _texts(_listed(data), half, text_field) if text.strip()]
+    if not texts:
+        raise EvaluationError(f"there is no text to score in {data}. Name shards, or files with text.")
+    folders = {name: resolve(name) for name in dict.fromkeys(models + others)}
+    networks = {name: load_model(folder) for name, folder in folders.items()}
+    window = sequence_length or min([MAX_SEQUENCE_LENGTH, *(_positions(network) for network in networks.values())])
+    num_bytes = [len(text.encode()) for text in texts]
+    sums: dict[str, npt.NDArray[np.float64]] = {}
+    tokenizers = {}
+    for name, network in networks.items():
+        tokenizer = tokenizers[name] = open_tokenizer(folders[name])
+        documents = [np.array([tokenizer.end_of_text_id, *ids]) for ids in tokenizer.encode_batch(texts)]
+        sums[name] = score_documents(network, documents, sequence_length=window)
+    scores = [_score(name, sums[name], sum(num_bytes)) for name in networks]
+    differences = []
+    for name in models:
+        for other in others:
+            same_tokens = bool(np.array_equal(sums[name][:, 1], sums[other][:, 1]))
+            same_tokenizer = same_tokens and tokenizers[name].sha256 == tokenizers[other].sha256
+            a, b = (sums[name], sums[other]) if same_tokenizer else (_bits(sums[each], num_bytes) for each in (name, other))
+            unit = "nats per token" if same_tokenizer else "bits per byte"
+            differences.append(Difference(name, other, unit, paired_bootstrap(a, b)))
+    return Evaluation(
+        data=", ".join(str(each) for each in _listed(data)),
+        sequence_length=window,
+        num_bytes=sum(num_bytes),
+        scores=tuple(scores),
+        differences=tuple(differences),
+    )
+
+
+def _listed(value: Any) -> list[Any]:
+    """One value or several, as a list."""
+    return [value] if isinstance(value, str | Path) else list(value)
+
+
+def _texts(data: list[str | Path], half: str, text_field: str) -> list[str]:
+    """The text of a shards folder's validation half, or of raw sources."""
+    if len(data) == 1 and (Path(data[0]) / MANIFEST).exists():
+        return Shards.open(Path(data[0])).validation_texts(half)
+    return [document.text for document in read_documents([str(each) for each in data], text_field=text_field)]
+
+
+def _positions(network: Any) -> int:
+    """Positions of a model; as many as one likes where it names none."""
+    return getattr(network.config.get_text_config(decoder=True), "max_position_embeddings", None) or MAX_SEQUENCE_LENGTH
+
+
+def _score(name: str, sums: npt.NDArray[np.float64], num_bytes: int) -> Score:
+    """Totals of one model."""
+    loss_nats = token_mean(sums)
+    nats = float(sums[:, 0].sum())
+    return Score(
+        model=name,
+        loss_nats=loss_nats,
+        perplexity=math.exp(min(loss_nats, 700.0)),
+        bits_per_byte=nats / (num_bytes * math.log(2)),
+        documents=len(sums),
+        tokens=int(sums[:, 1].sum()),
+    )
+
+
+def _bits(sums: npt.NDArray[np.float64], num_bytes: list[int]) -> npt.NDArray[np.float64]:
+    """Per-document (bits, bytes) from (nats, tokens)."""
+    return np.stack([sums[:, 0] / math.log(2), np.array(num_bytes, dtype=np.float64)], axis=1)

@@ -1,0 +1,115 @@
+"""The loss of a model on documents, one rule for reference, child and baselines (law 4).
+
+Each document alone, end-of-text in front, disjoint windows of the sequence length, float32 forward pass and float32
+log-sum-exp, whatever precision a model was trained in.
+"""
+
+# B windows of one batch, T positions, D hidden size, V vocabulary, N scored positions.
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from inheritune.errors import EvaluationError
+from inheritune.machine.head import split_head
+
+LOGITS_AT_ONCE = 2**24
+"""Elements of the largest logits tensor: 64 MiB in float32."""
+
+TOKENS_AT_ONCE = 8192
+"""Positions of one forward pass."""
+
+
+def summed_nats(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
+    """Negative log-probability of each target, float32 (N,), by a float32 log-sum-exp."""
+    logits_NV = logits_NV.float()
+    return logits_NV.logsumexp(dim=-1) - logits_NV.gather(-1, targets_N[:, None])[:, 0]
+
+
+def score_documents(
+    model: nn.Module,
+    documents: Sequence[npt.NDArray[np.integer]],
+    *,
+    sequence_length: int,
+    tokens_at_once: int = TOKENS_AT_ONCE,
+    check_stop: Callable[[], None] | None = None,
+) -> npt.NDArray[np.float64]:
+    """Summed loss and number of scored tokens of each document.
+
+    Every token after the first (end-of-text) is predicted exactly once; what it sees reaches back to the start of
+    its window. Windows of like length share a batch and are padded on the right, where a causal model does not look.
+
+    Args:
+        model: a Hugging Face causal language model; it is left in the mode it came in.
+        documents: token ids, end-of-text first.
+        sequence_length: positions of one window.
+        tokens_at_once: positions of one forward pass; the result does not depend on it.
+        check_stop: called between batches; may raise.
+
+    Returns:
+        float64 (documents, 2): nats and tokens.
+
+    Raises:
+        EvaluationError: a document without a token to predict, or a loss that is not finite.
+    """
+    windows = []
+    for index, document in enumerate(documents):
+        if len(document) < 2:
+            raise EvaluationError(f"document {index} has no token to predict. Leave empty documents out.")
+        for begin in range(0, len(document) - 1, sequence_length):
+            windows.append((min(sequence_length, len(document) - 1 - begin), index, begin))
+    windows.sort(key=lambda window: (-window[0], window[1], window[2]))
+    device = next(model.parameters()).device
+    sums = np.zeros((len(documents), 2))
+    split = split_head(model)
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            position = 0
+            while position < len(windows):
+                if check_stop:
+                    check_stop()
+                length = windows[position][0]
+                batch = windows[position : position + max(1, tokens_at_once // length)]
+                position += len(batch)
+                ids_BT = torch.zeros(len(batch), length, dtype=torch.long)
+                targets_BT = torch.full((len(batch), length), -1)
+                for row, (size, index, begin) in enumerate(batch):
+                    tokens = torch.from_numpy(documents[index][begin : begin + size + 1].astype(np.int64))
+                    ids_BT[row, :size], targets_BT[row, :size] = tokens[:-1], tokens[1:]
+                ids_BT, targets_BT = ids_BT.to(device), targets_BT.to(device)
+                scored_BT = targets_BT >= 0
+                if split:
+                    nats = _by_chunks(split.head, split.body(ids_BT)[scored_BT], targets_BT[scored_BT])
+                else:
+                    logits_BTV = model(input_ids=ids_BT, use_cache=False).logits
+                    nats = summed_nats(logits_BTV[scored_BT], targets_BT[scored_BT])
+                owners = torch.tensor([index for _, index, _ in batch], device=device)[:, None].expand_as(ids_BT)
+                owner = owners[scored_BT].cpu().numpy()
+                sums[:, 0] += np.bincount(owner, weights=nats.double().cpu().numpy(), minlength=len(documents))
+                sums[:, 1] += np.bincount(owner, minlength=len(documents))
+    finally:
+        model.train(was_training)
+    if not np.isfinite(sums).all():
+        bad = int(np.flatnonzero(~np.isfinite(sums[:, 0]))[0])
+        raise EvaluationError(
+            f"the loss on document {bad} is not finite. The model's weights or its precision are damaged: "
+            "check the model with another text, in float32."
+        )
+    return sums
+
+
+def _by_chunks(head: nn.Module, states_ND: Tensor, targets_N: Tensor) -> Tensor:
+    """Losses of N positions, the head on a few of them at a time; float32 (N,)."""
+    first_NV = head(states_ND[None, :1])[0]
+    positions = max(1, LOGITS_AT_ONCE // first_NV.shape[-1])
+    return torch.cat(
+        [
+            summed_nats(head(states_CD[None])[0], targets_C)
+            for states_CD, targets_C in zip(states_ND.split(positions), targets_N.split(positions), strict=True)
+        ]
+    )

@@ -1,0 +1,1 @@
+"""Rounds of inheriting, training and deciding."""

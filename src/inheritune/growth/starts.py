@@ -1,0 +1,65 @@
+"""Models that start at random, by their own initialiser: a reference made here, and the scratch baseline."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from inheritune import runs
+from inheritune.data.tokenizer import open_tokenizer
+from inheritune.errors import RecipeError
+
+
+def start_from_config(config: dict[str, Any], tokenizer: Path, out: Path, *, seed: int) -> None:
+    """A fresh model of a config, with the tokenizer's files beside it.
+
+    Args:
+        config: ``model_type`` and fields of its Hugging Face config; the vocabulary size and the end-of-text id are
+            the tokenizer's where they are not given.
+        tokenizer: folder of the tokenizer.
+        out: folder to make.
+        seed: of the initialiser.
+
+    Raises:
+        RecipeError: an unknown ``model_type``, or fields that its config refuses.
+    """
+    fields = dict(config)
+    model_type = fields.pop("model_type", None)
+    text = open_tokenizer(tokenizer)
+    if fields.setdefault("vocab_size", text.vocab_size) < text.vocab_size:
+        raise RecipeError(
+            f"reference.train.config.vocab_size is {fields['vocab_size']}, and the tokenizer has {text.vocab_size} "
+            "entries. Raise it, or leave it out."
+        )
+    for name in ("bos_token_id", "eos_token_id"):
+        fields.setdefault(name, text.end_of_text_id)
+    try:
+        built = AutoConfig.for_model(model_type, **fields)
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(built)
+    except Exception as error:  # transformers raises what its config and model classes like; the cause is kept
+        raise RecipeError(
+            f"reference.train.config cannot be built as {model_type!r}: {error}. "
+            "Name a model_type of transformers and fields of its config."
+        ) from error
+    _save(model, tokenizer, out)
+
+
+def start_like(model_folder: Path, out: Path, *, seed: int) -> None:
+    """A fresh model of the same config as ``model_folder``, with its tokenizer: the baseline from scratch."""
+    config = AutoConfig.from_pretrained(model_folder, local_files_only=True)
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    _save(model, model_folder, out)
+
+
+def _save(model: Any, tokenizer: Path, out: Path) -> None:
+    """Write the model, with the tokenizer's files byte for byte."""
+    not_tokenizer = {"config.json", "generation_config.json", "certificate.json", "README.md"}
+    with runs.new_folder(out) as new:
+        model.save_pretrained(new)
+        for path in tokenizer.iterdir():
+            if path.is_file() and ".safetensors" not in path.name and path.name not in not_tokenizer:
+                shutil.copyfile(path, new / path.name)

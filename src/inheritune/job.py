@@ -1,0 +1,104 @@
+"""The main job: the search, then the child's card and the report."""
+
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from inheritune import runs
+from inheritune.errors import RecipeError
+from inheritune.growth.record import provenance, provenance_of_inputs, record
+from inheritune.growth.rounds import Run, search
+from inheritune.machine.stop import stop_on_signals
+from inheritune.recipe import Recipe, recipe_differences
+from inheritune.reporting.card import write_card
+from inheritune.reporting.page import report
+from inheritune.training.sinks import Progress, Terminal
+
+
+@dataclass(frozen=True)
+class GrowthResult:
+    """A finished search."""
+
+    run_dir: Path
+    summary: dict[str, Any]
+    report: Path
+
+    @property
+    def verdict(self) -> str:
+        """ "better", "parity" or "not shown"."""
+        return str(self.summary["verdict"])
+
+    @property
+    def exit_code(self) -> int:
+        """0 where parity is shown, 5 where it is not."""
+        return 0 if self.summary["parity"] else 5
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"run_dir": str(self.run_dir), "report": str(self.report), "summary": self.summary}
+
+
+def grow(recipe: Recipe, *, fresh: bool = False, progress: Progress | None = None) -> GrowthResult:
+    """Make the child that the recipe asks for; called again it goes on, and when it is done it says so.
+
+    Args:
+        recipe: what is asked; everything lands in ``recipe.run_dir``.
+        fresh: delete what an earlier call left in the run folder and start over.
+        progress: where to show what happens; the terminal by default.
+
+    Raises:
+        RecipeError: the run folder was made by another recipe, or another process is at work in it.
+        Stopped: stopped on request, saved.
+    """
+    folder = Path(recipe.run_dir)
+    progress = progress or Terminal()
+    with runs.locked(folder), stop_on_signals() as stop:
+        if fresh:
+            _clear(folder)
+        _claim(folder, recipe)
+        run = Run(recipe=recipe, folder=folder, stop=stop, progress=progress)
+        try:
+            if (folder / "summary.json").exists():
+                progress.say(f"{folder} is done already; --fresh starts over")
+                return GrowthResult(folder, runs.read_json(folder / "summary.json"), report(folder))
+            if not (folder / "provenance.json").exists():
+                runs.write_json(folder / "provenance.json", provenance(run, sys.argv, runs.now_utc()))
+            found = search(run)
+            known = runs.read_json(folder / "provenance.json")
+            runs.write_json(folder / "provenance.json", {**known, **provenance_of_inputs(run, found)})
+            summary = record(run, found)
+            write_card(folder / "model", folder)
+            return GrowthResult(folder, summary, report(folder))
+        finally:
+            progress.close()
+
+
+def _claim(folder: Path, recipe: Recipe) -> None:
+    """Mark the folder as this recipe's, or refuse one that another recipe made."""
+    path = folder / "recipe.yaml"
+    if not path.exists():
+        foreign = [entry.name for entry in folder.iterdir() if entry.name != ".lock"]
+        if foreign:
+            raise RecipeError(
+                f"{folder} is not empty and no run folder (it holds {sorted(foreign)[0]!r}). Choose another run_dir."
+            )
+        runs.write_text(path, recipe.dump())
+        return
+    before = Recipe.load(path).model_copy(update={"run_dir": recipe.run_dir})  # the folder may have been moved
+    changed = recipe_differences(before, recipe)
+    if changed:
+        raise RecipeError(
+            f"{folder} was made by another recipe:\n  " + "\n  ".join(changed) + "\n"
+            "Choose another run_dir, or start over with --fresh."
+        )
+
+
+def _clear(folder: Path) -> None:
+    """Empty a run folder; anything that is not one is left alone."""
+    entries = [entry for entry in folder.iterdir() if entry.name != ".lock"]
+    if entries and not (folder / "recipe.yaml").exists():
+        raise RecipeError(f"{folder} is no run folder (no recipe.yaml), so nothing is deleted. Choose another run_dir.")
+    for entry in entries:
+        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()

@@ -1,0 +1,156 @@
+"""What this machine is best at, found once per stage by a short probe, recorded, and reused at every resume (law 5)."""
+
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+BFLOAT16_GAIN = 1.2
+"""bfloat16 is chosen where its matrix products are at least this much faster than float32's."""
+
+MICRO_BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
+"""Tokens of one micro-batch to start from; an out-of-memory error halves it."""
+
+COMPILE_FROM_FLOPS = 3e13
+"""Automatic compilation starts here: below, compiling costs more than it saves (about 200 s on two cores)."""
+
+
+@dataclass(frozen=True)
+class Choices:
+    """How a stage computes. Fields are recorded in ``probe.json`` and never chosen twice for one stage."""
+
+    device: str
+    """"cpu" or "cuda"."""
+    precision: str
+    """"float32" or "bfloat16" (autocast; weights and moments stay float32)."""
+    compile: bool
+    """Whether the decoder blocks and the loss are compiled."""
+    micro_batch: int
+    """Sequences per forward and backward pass."""
+    threads: int
+    """CPU threads; sums depend on it."""
+    deterministic: bool
+    """Whether torch is held to deterministic algorithms."""
+    loss_path: str = "split"
+    """"split": body, then the head by chunks; "model": the model's own logits, where the split does not hold."""
+    matmul_gflops: dict[str, float] | None = None
+    """What the probe measured, in GFLOP/s per precision; None where precision was given."""
+    notes: tuple[str, ...] = ()
+    """What was wished for and cannot be had here."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for ``probe.json``."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Choices":
+        """The inverse of ``to_json``."""
+        return cls(**{**value, "notes": tuple(value["notes"])})
+
+    def with_micro_batch(self, micro_batch: int) -> "Choices":
+        """The same choices at another micro-batch."""
+        return replace(self, micro_batch=micro_batch)
+
+
+def has_compiler(device: str) -> bool:
+    """Whether torch.compile finds what it needs: a C++ compiler, and Triton too on CUDA."""
+    names = [os.environ["CXX"]] if "CXX" in os.environ else ["g++", "clang++", "c++"]
+    if not any(shutil.which(name) for name in names):
+        return False
+    return device == "cpu" or torch.utils._triton.has_triton()
+
+
+def matmul_gflops(dtype: torch.dtype, device: str, shape: tuple[int, int, int], rounds: int = 5) -> float:
+    """Speed of (m, k) @ (k, n) in GFLOP/s: the best of a few rounds after one to warm up."""
+    m, k, n = shape
+    a_MK = torch.ones(m, k, dtype=dtype, device=device)
+    b_KN = torch.ones(k, n, dtype=dtype, device=device)
+    best_s = float("inf")
+    for round_index in range(rounds + 1):
+        begin = time.perf_counter()
+        c_MN: Tensor = a_MK @ b_KN
+        if device == "cuda":
+            torch.cuda.synchronize()
+        del c_MN
+        if round_index:
+            best_s = min(best_s, time.perf_counter() - begin)
+    return 2 * m * k * n / best_s / 1e9
+
+
+def choose(
+    *,
+    hidden_size: int,
+    num_parameters: int,
+    sequence_length: int,
+    num_tokens: int,
+    batch_sequences: int,
+    precision: str,
+    compile: str | bool,
+    micro_batch: str | int,
+    deterministic: bool,
+) -> Choices:
+    """Probe this machine for one stage.
+
+    Args:
+        hidden_size: width of the model; the probe times a product of that width.
+        num_parameters: of the model.
+        sequence_length: tokens per row.
+        num_tokens: that the stage will train on.
+        batch_sequences: rows per optimiser step; the micro-batch is never larger.
+        precision: "auto", "float32" or "bfloat16".
+        compile: "auto", True or False.
+        micro_batch: "auto" or sequences.
+        deterministic: hold torch to deterministic algorithms.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    notes: list[str] = []
+    measured: dict[str, float] | None = None
+    if precision == "auto":
+        shape = (MICRO_BATCH_TOKENS[device], hidden_size, 4 * hidden_size)
+        measured = {
+            name: round(matmul_gflops(dtype, device, shape), 1)
+            for name, dtype in {"float32": torch.float32, "bfloat16": torch.bfloat16}.items()
+        }
+        precision = "bfloat16" if measured["bfloat16"] >= BFLOAT16_GAIN * measured["float32"] else "float32"
+    wanted = compile is True or (compile == "auto" and 6.0 * num_parameters * num_tokens >= COMPILE_FROM_FLOPS)
+    if wanted and not has_compiler(device):
+        notes.append("no C++ compiler found, so the model runs uncompiled, which is slower; install g++ to compile")
+        wanted = False
+    sequences = max(1, MICRO_BATCH_TOKENS[device] // sequence_length) if micro_batch == "auto" else int(micro_batch)
+    return Choices(
+        device=device,
+        precision=precision,
+        compile=wanted,
+        micro_batch=min(sequences, batch_sequences),
+        threads=torch.get_num_threads(),
+        deterministic=deterministic,
+        matmul_gflops=measured,
+        notes=tuple(notes),
+    )
+
+
+@contextmanager
+def computing_as(choices: Choices) -> Iterator[None]:
+    """Hold threads and determinism to the recorded choices inside the block, and put them back after it."""
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    if choices.device == "cuda" and choices.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is only repeatable with it
+    torch.set_num_threads(choices.threads)
+    torch.use_deterministic_algorithms(choices.deterministic)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+
+
+def autocast(choices: Choices) -> torch.autocast:
+    """The precision context of one forward pass."""
+    return torch.autocast(choices.device, dtype=torch.bfloat16, enabled=choices.precision == "bfloat16")

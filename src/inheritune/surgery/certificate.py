@@ -1,0 +1,101 @@
+"""The certificate of an inheritance: where every tensor of the child comes from, and what was proved."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from inheritune.errors import SurgeryError
+from inheritune.runs import read_json, write_json
+
+FORMAT = 1
+FILE = "certificate.json"
+
+Kind = Literal["prefix", "bytes"]
+Operation = Literal["copy", "slice", "constant", "init"]
+
+
+@dataclass(frozen=True)
+class TensorOrigin:
+    """Where one tensor of the child comes from.
+
+    Attributes:
+        source: the reference's tensor, by its name in the reference's files (JSON: ``from``).
+        op: how it came here.
+        sha256: hex, of the tensor's bytes in the child's file.
+    """
+
+    source: str
+    op: Operation
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What an inheritance did and proved.
+
+    Attributes:
+        kind: ``prefix``: the hidden state after the child's last layer was compared with the reference's; ``bytes``:
+            every tensor's bytes were read back and compared.
+        reference: path or hub id, as it was given.
+        layers: kept layers of the reference, counted from 0.
+        max_abs_difference: of the hidden states (and logits, when all layers are kept), float32; None for ``bytes``.
+        tensors: the child's tensor name -> its origin.
+        notes: what a reader should know, in words.
+    """
+
+    kind: Kind
+    reference: str
+    layers: tuple[int, ...]
+    max_abs_difference: float | None
+    tensors: Mapping[str, TensorOrigin]
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values, in the format of ``certificate.json``."""
+        return {
+            "format": FORMAT,
+            "kind": self.kind,
+            "reference": self.reference,
+            "layers": list(self.layers),
+            "max_abs_difference": self.max_abs_difference,
+            "tensors": {
+                name: {"from": origin.source, "op": origin.op, "sha256": origin.sha256}
+                for name, origin in self.tensors.items()
+            },
+            "notes": list(self.notes),
+        }
+
+    def save(self, folder: Path) -> None:
+        """Write ``certificate.json`` into the child's folder."""
+        write_json(folder / FILE, self.to_json())
+
+    @classmethod
+    def load(cls, folder: Path) -> "Certificate":
+        """Read a child's ``certificate.json``.
+
+        Raises:
+            SurgeryError: there is none, or it is not of this format.
+        """
+        path = folder / FILE
+        if not path.is_file():
+            raise SurgeryError(
+                f"{folder} has no {FILE}, so it is no child made by `inheritune inherit`. Make one first."
+            )
+        try:
+            value = read_json(path)
+            if value["format"] != FORMAT:
+                raise ValueError(f"format {value['format']!r}, this version reads {FORMAT}")
+            return cls(
+                kind=value["kind"],
+                reference=value["reference"],
+                layers=tuple(value["layers"]),
+                max_abs_difference=value["max_abs_difference"],
+                tensors={
+                    name: TensorOrigin(origin["from"], origin["op"], origin["sha256"])
+                    for name, origin in value["tensors"].items()
+                },
+                notes=tuple(value["notes"]),
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise SurgeryError(f"{path} is not a certificate ({error!r}). Inherit the child again.") from error

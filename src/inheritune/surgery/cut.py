@@ -1,0 +1,173 @@
+"""The cut, decided in full before a byte is written: the child's config, its tensors and where each comes from.
+
+Whether it is exact is read off what transformers makes of both configs: every field that it derives must be the edited
+one, and both models, built on device meta, must have the same tensors of the same shapes.
+"""
+
+import copy
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from inheritune.errors import SurgeryError
+from inheritune.surgery.anatomy import Anatomy, find_layers
+from inheritune.surgery.config_edit import edit_config, edit_text_config
+from inheritune.surgery.folder import Weights, build_config, build_on_meta, read_config
+from inheritune.surgery.selection import is_prefix, parse_selection
+from inheritune.surgery.tensor_file import FLOATS, Piece
+from inheritune.surgery.tensor_names import check_shapes, find_names, map_names
+
+ALWAYS_IGNORED = (r"rotary_emb\.inv_freq",)
+"""Tensors of old files that transformers reads for no class; the rest is declared by the classes themselves."""
+
+Shapes = Mapping[str, Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Everything decided before a byte is written.
+
+    Attributes:
+        config: the child's config dict.
+        pieces: the child's tensors.
+        origins: child tensor name -> reference tensor name.
+        notes: for the certificate.
+    """
+
+    anatomy: Anatomy
+    layers: tuple[int, ...]
+    config: Mapping[str, Any]
+    pieces: tuple[Piece, ...]
+    origins: Mapping[str, str]
+    notes: tuple[str, ...]
+
+
+def plan_cut(weights: Weights, layers: int | str | Sequence[int], dtype: str | torch.dtype | None = None) -> Cut:
+    """Decide the whole cut from config and headers; reads no weights and writes nothing.
+
+    Raises:
+        SurgeryError: the selection, the dtype or the model does not allow an exact cut; says which depth does.
+    """
+    config = read_config(weights.folder)
+    parent_config = build_config(config)
+    parent = build_on_meta(parent_config)
+    anatomy = find_layers(parent)
+    selection = parse_selection(layers, anatomy.depth)
+    shapes = {name: tuple(tensor.shape) for name, tensor in parent.state_dict().items()}
+    full = parent_config.to_dict()
+    try:
+        child_config, notes = _child_config(config, full, shapes, anatomy, selection)
+    except SurgeryError as error:
+        raise SurgeryError(f"{error} {_advice(config, full, shapes, anatomy, selection)}") from error
+
+    layer_names = find_names(weights.tensors, anatomy)
+    origins, dropped = map_names(weights.tensors, layer_names, anatomy, selection)
+    ignored = getattr(parent, "_keys_to_ignore_on_load_unexpected", None) or ()
+    unused = _unused(origins, shapes, layer_names.module_name, sorted(ignored))
+    if dropped:
+        notes.append(f"{len(dropped)} tensors of multi-token prediction layers are dropped (first: {dropped[0]})")
+    if unused:
+        notes.append(f"{len(unused)} tensors that {anatomy.model_type} does not read are dropped (first: {unused[0]})")
+    origins = {name: source for name, source in origins.items() if name not in set(unused)}
+    word = _dtype_word(dtype, config)
+    pieces = tuple(
+        Piece(name, entry, word if word and entry.dtype in FLOATS else entry.dtype)
+        for name, entry in ((name, weights.tensors[source]) for name, source in origins.items())
+    )
+    if word:
+        child_config.pop("torch_dtype", None)
+        child_config["dtype"] = str(FLOATS[word]).removeprefix("torch.")
+    if any(piece.dtype != piece.source.dtype for piece in pieces):
+        notes.append(f"floating tensors converted to {word}; each hash is that of the converted bytes")
+    return Cut(anatomy, selection, child_config, pieces, origins, tuple(notes))
+
+
+def _child_config(
+    config: Mapping[str, Any], full: Mapping[str, Any], shapes: Shapes, anatomy: Anatomy, layers: Sequence[int]
+) -> tuple[dict[str, Any], list[str]]:
+    """The child's config dict and notes, after both were built and compared.
+
+    Args:
+        config: the reference's config.json.
+        full: every field that transformers makes of it.
+        shapes: tensor name -> shape of the reference's class.
+        anatomy: where the layers are.
+        layers: kept layers.
+
+    Raises:
+        SurgeryError: the child's class would not be the reference's with fewer layers.
+    """
+    edited, notes = edit_config(config, full, anatomy, layers)
+    child_config = build_config(edited)
+    expected = copy.deepcopy(anatomy.text_config(full))
+    edit_text_config(expected, anatomy, layers)
+    found = anatomy.text_config(child_config.to_dict())
+    differing = sorted(name for name in expected if _plain(expected[name]) != _plain(found.get(name)))
+    if differing:
+        name = differing[0]
+        raise SurgeryError(
+            f"{anatomy.model_type!r} cannot be cut exactly to the layers {_in_words(layers)}: transformers turns "
+            f"{name} into {found.get(name)!r}, and the kept layers need {expected[name]!r}."
+        )
+    child = build_on_meta(child_config)
+    check_shapes(shapes, {name: tuple(tensor.shape) for name, tensor in child.state_dict().items()}, anatomy, layers)
+    return edited, list(notes)
+
+
+def _plain(value: Any) -> Any:
+    """A config value with tuples as lists and keys as text without leading zeros, so that spellings compare."""
+    if isinstance(value, Mapping):
+        return {str(int(key)) if str(key).isdecimal() else str(key): _plain(entry) for key, entry in value.items()}
+    return [_plain(entry) for entry in value] if isinstance(value, list | tuple) else value
+
+
+def _in_words(layers: Sequence[int]) -> str:
+    return f"0 to {len(layers) - 1}" if is_prefix(layers) else str(list(layers))
+
+
+def _advice(
+    config: Mapping[str, Any], full: Mapping[str, Any], shapes: Shapes, anatomy: Anatomy, layers: Sequence[int]
+) -> str:
+    """What to type instead of a refused selection: the nearest number of first layers that can be cut exactly."""
+    for depth in sorted(range(1, anatomy.depth), key=lambda depth: (abs(depth - len(layers)), depth)):
+        try:
+            _child_config(config, full, shapes, anatomy, range(depth))
+        except SurgeryError:
+            continue
+        return f"The nearest depth that can be cut exactly is {depth}: --layers {depth}."
+    return "No depth of this model can be cut exactly; name another model."
+
+
+def _unused(
+    origins: Mapping[str, str], shapes: Shapes, module_name: Callable[[str], str], patterns: Sequence[str]
+) -> list[str]:
+    """Child names of tensors that the class has no place for and says itself that it does not read."""
+    regex = re.compile("|".join((*patterns, *ALWAYS_IGNORED)))
+    return sorted(
+        name
+        for name, source in origins.items()
+        if module_name(source) not in shapes and regex.search(module_name(source))
+    )
+
+
+def _dtype_word(dtype: str | torch.dtype | None, config: Mapping[str, Any]) -> str | None:
+    """The asked dtype in the words of the file format; None: each tensor keeps its own.
+
+    Raises:
+        SurgeryError: it is no floating dtype, or the reference is quantised.
+    """
+    if dtype is None:
+        return None
+    words = {str(value).removeprefix("torch."): word for word, value in FLOATS.items()}
+    name = str(dtype).removeprefix("torch.")
+    if name not in words:
+        raise SurgeryError(f"a child cannot have the dtype {name!r}. Choose one of {', '.join(sorted(words))}.")
+    if config.get("quantization_config"):
+        raise SurgeryError(
+            f"the reference is quantised, so its dtype cannot be changed to {name} here. Leave dtype out, or "
+            "dequantise the reference first and save it."
+        )
+    return words[name]

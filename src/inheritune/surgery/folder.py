@@ -1,0 +1,237 @@
+"""A model on disk: found, checked file by file before anything is built, then loaded whole or not at all.
+
+Never pickle, never remote code; the network only when the reference is a hub id.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import torch
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
+from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from inheritune.errors import SurgeryError
+from inheritune.runs import read_json
+from inheritune.surgery.tensor_file import TensorEntry, read_header
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+FETCHED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*", "NOTICE*"]
+"""What is fetched from the hub: weights, configs, tokenizer files, licence. No code and no pickle."""
+
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The checked weight files of a folder: ``tensors`` maps each name to its place."""
+
+    folder: Path
+    files: tuple[str, ...]
+    tensors: Mapping[str, TensorEntry]
+
+
+def resolve(reference: str | Path, revision: str | None = None) -> Path:
+    """The local folder of a model: the folder itself, or a snapshot of a hub id.
+
+    Raises:
+        SurgeryError: it is neither an existing folder nor a hub id that can be fetched, or a folder with a revision.
+    """
+    folder = Path(reference)
+    name = str(reference)
+    if folder.is_dir() and revision is not None:
+        raise SurgeryError(
+            f"{name} is a local folder, and only a hub id has revisions, not {revision!r}. "
+            "Leave the revision out, or name the hub id."
+        )
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise SurgeryError(f"{name} is a file, and a model is a folder. Name the folder that holds config.json.")
+    if isinstance(reference, Path) or not HUB_ID.fullmatch(name) or name.startswith((".", "/")):
+        raise SurgeryError(
+            f"there is no folder {name!r}, and it is no hub id either (OWNER/NAME). "
+            "Check the path, or name a model of the hub."
+        )
+    try:
+        return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=FETCHED))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise SurgeryError(
+            f"there is no folder {name!r}, and as a hub id (revision {revision or 'main'}) it cannot be fetched: "
+            f"{reason}. Check the path; for the hub check name, revision, network and `hf auth login`."
+        ) from error
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The folder's config.json, checked to name a causal LM that transformers itself knows.
+
+    Raises:
+        SurgeryError: no config, not JSON, an unknown or not a causal model type, or code of its own.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise SurgeryError(f"{folder} has no config.json, so it is not a model folder. Name the folder that holds one.")
+    try:
+        config = read_json(path)
+    except ValueError as error:
+        raise SurgeryError(f"{path} is not JSON ({error}). Download or copy it again.") from error
+    model_type = config.get("model_type") if isinstance(config, dict) else None
+    native = model_type in CONFIG_MAPPING and CONFIG_MAPPING[model_type] in MODEL_FOR_CAUSAL_LM_MAPPING
+    if native:
+        return dict(config)
+    if isinstance(config, dict) and config.get("auto_map"):
+        raise SurgeryError(
+            f"{folder} (model_type {model_type!r}) needs remote code: its config names {sorted(config['auto_map'])} in "
+            "auto_map, and the installed transformers has no such causal LM of its own. Code of a model is never run; "
+            "use a model type that transformers knows, or a newer transformers (pip install -U transformers)."
+        )
+    raise SurgeryError(
+        f"{path} says model_type {model_type!r}, which is no causal LM of the installed transformers. "
+        "Name a causal language model, or install a newer transformers (pip install -U transformers)."
+    )
+
+
+def check_files(folder: Path) -> Weights:
+    """Check config and safetensors headers; reads no weights.
+
+    Raises:
+        SurgeryError: config or weights missing, a shard missing, a file truncated or damaged, weights only as pickle,
+            an index that names files outside the folder or disagrees with the shards, or a model of remote code.
+    """
+    read_config(folder)
+    if (folder / WEIGHTS).is_file():
+        return Weights(folder, (WEIGHTS,), read_header(folder / WEIGHTS))
+    if not (folder / INDEX).is_file():
+        pickled = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".ckpt"))
+        if pickled:
+            raise SurgeryError(
+                f"{folder} holds its weights only as pickle ({', '.join(pickled)}), which can run code and is never "
+                "opened. Convert a model you trust: load it with transformers and call save_pretrained on a new folder."
+            )
+        raise SurgeryError(
+            f"{folder} has neither {WEIGHTS} nor {INDEX}. Put the weights there, or name another folder."
+        )
+    return _check_shards(folder)
+
+
+def _check_shards(folder: Path) -> Weights:
+    path = folder / INDEX
+    try:
+        files_of: dict[str, str] = dict(read_json(path)["weight_map"])
+        shards = sorted(set(files_of.values()))
+    except (ValueError, KeyError, TypeError) as error:
+        raise SurgeryError(f"{path} is not an index of safetensors shards ({error!r}). Copy it again.") from error
+    tensors: dict[str, TensorEntry] = {}
+    for shard in shards:
+        if not isinstance(shard, str) or "/" in shard or "\\" in shard or not shard.endswith(".safetensors"):
+            raise SurgeryError(
+                f"{path} names {shard!r}: a shard must be a .safetensors file of the same folder. "
+                "Do not use this model unless you know why; copy the index again."
+            )
+        if not (folder / shard).is_file():
+            raise SurgeryError(f"{folder / shard} is missing, and {INDEX} names it. Download or copy it there.")
+        for name, entry in read_header(folder / shard).items():
+            if files_of.get(name) != shard:
+                raise SurgeryError(
+                    f"{folder / shard} holds {name!r}, which {INDEX} places in {files_of.get(name)!r}. "
+                    "Index and shards are not of one model; copy them again."
+                )
+            tensors[name] = entry
+    absent = sorted(set(files_of) - set(tensors))
+    if absent:
+        raise SurgeryError(
+            f"{path} promises {len(absent)} tensors that no shard holds, the first is {absent[0]!r}. "
+            "Copy the files again."
+        )
+    return Weights(folder, tuple(shards), tensors)
+
+
+def build_config(config: Mapping[str, Any]) -> Any:
+    """The transformers config of a config dict; its own validators run.
+
+    Raises:
+        SurgeryError: the validators refuse it.
+    """
+    try:
+        return CONFIG_MAPPING[config["model_type"]].from_dict(dict(config))
+    except Exception as error:  # validators of 190 classes: no common class of errors
+        raise SurgeryError(
+            f"the config of model_type {config.get('model_type')!r} is refused by transformers: "
+            f"{' '.join(str(error).split())}. Mend config.json, or use another model."
+        ) from error
+
+
+def build_on_meta(config: Any) -> PreTrainedModel:
+    """The model of a config without memory for its weights (device meta).
+
+    Raises:
+        SurgeryError: the class cannot be built from this config.
+    """
+    try:
+        with torch.device("meta"):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except Exception as error:  # constructors of 190 classes: no common class of errors
+        raise SurgeryError(
+            f"a {config.model_type!r} of this config cannot be built: {' '.join(str(error).split())}. "
+            "Choose another depth, or another model."
+        ) from error
+    return model
+
+
+def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """Load a causal LM from its folder in eval mode, on the CPU, with every tensor from the file.
+
+    Raises:
+        SurgeryError: a file is damaged, or a tensor is missing, unexpected or of another shape.
+    """
+    check_files(folder)
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        with _quiet():
+            model, info = AutoModelForCausalLM.from_pretrained(
+                folder,
+                config=config,
+                dtype=dtype,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
+    except Exception as error:  # loaders of 190 classes: no common class of errors
+        raise SurgeryError(
+            f"{folder} cannot be loaded: {' '.join(str(error).split())}. Check that config.json belongs to the weights."
+        ) from error
+    faults = [
+        f"{len(keys)} {kind.replace('_keys', '')} (first: {min(map(str, keys))})"
+        for kind, keys in sorted(info.items())
+        if keys and kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
+    ]
+    if faults:
+        raise SurgeryError(
+            f"the weights of {folder} are not those of its config: {'; '.join(faults)} tensors. "
+            "Check that config.json belongs to the weights, and that num_hidden_layers is the depth of the file."
+        )
+    loaded: PreTrainedModel = model.eval()
+    return loaded
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bar and no load report of transformers: what is wrong is said by our own error."""
+    shown, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if shown:
+            transformers_logging.enable_progress_bar()

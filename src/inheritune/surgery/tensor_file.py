@@ -1,0 +1,208 @@
+"""Safetensors files read and written byte range by byte range; a tensor is never built unless its dtype changes.
+
+A file is an 8-byte little-endian header length N, N bytes of JSON (name -> dtype, shape, data_offsets), then the data,
+which the tensors fill without gap or overlap.
+
+Source: the safetensors format, https://github.com/huggingface/safetensors (format section).
+"""
+
+import hashlib
+import json
+import math
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from inheritune.errors import SurgeryError
+
+MAX_HEADER_BYTES = 100_000_000
+"""The format's own limit."""
+
+CHUNK_BYTES = 16 * 2**20
+"""Bytes in memory at a time while a tensor is copied."""
+
+BITS = {
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "U16": 16, "I16": 16, "F16": 16, "BF16": 16,
+    "U32": 32, "I32": 32, "F32": 32, "U64": 64, "I64": 64, "F64": 64, "C64": 64, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
+}  # fmt: skip
+"""Bits of one element of each dtype of the format."""
+
+FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+"""The dtypes that can be changed into one another."""
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """One tensor in a file: ``[begin, end)`` are absolute byte offsets; dtype in the words of the format."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+    @property
+    def num_bytes(self) -> int:
+        """Length of the byte range."""
+        return self.end - self.begin
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One tensor to be written: its name in the new file, where its bytes are, the dtype it is to have."""
+
+    name: str
+    source: TensorEntry
+    dtype: str
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes in the new file."""
+        if self.dtype == self.source.dtype:
+            return self.source.num_bytes
+        return math.prod(self.source.shape) * BITS[self.dtype] // 8
+
+
+def read_header(path: Path) -> dict[str, TensorEntry]:
+    """Tensor name -> entry, from the file's header alone; the file must be whole.
+
+    Raises:
+        SurgeryError: the file is truncated or damaged; says which file and what was expected.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
+            raise _damaged(
+                path, f"it has {size} bytes, and its header length reads {length if len(start) == 8 else 'nothing'}"
+            )
+        content = file.read(length)
+    try:
+        header = json.loads(content, object_pairs_hook=_without_duplicates)
+        header.pop("__metadata__", None)
+        entries = {name: _entry(path, 8 + length, value) for name, value in header.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise _damaged(path, f"its header is not a safetensors header ({error})") from error
+    place = 8 + length
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):
+        if entry.begin != place:
+            raise _damaged(path, f"tensor {name!r} begins at byte {entry.begin}, expected {place}: overlap or gap")
+        place = entry.end
+    if place != size:
+        raise _damaged(path, f"it has {size} bytes, its header promises {place}")
+    return entries
+
+
+def _damaged(path: Path, reason: str) -> SurgeryError:
+    return SurgeryError(
+        f"{path} is truncated or damaged: {reason}. Download or copy it again, then run the same command."
+    )
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        raise ValueError("a name occurs twice")
+    return value
+
+
+def _entry(path: Path, data_start: int, value: Mapping[str, Any]) -> TensorEntry:
+    """One header value, checked.
+
+    Raises:
+        ValueError, KeyError, TypeError: it does not describe a tensor.
+    """
+    shape, (begin, end) = value["shape"], value["data_offsets"]
+    if not all(type(number) is int and 0 <= number < 2**63 for number in (*shape, begin, end)):
+        raise ValueError(f"shape {shape} or offsets [{begin}, {end}] are not sizes")
+    bits = math.prod(shape) * BITS[value["dtype"]]
+    if end - begin != bits // 8 or bits % 8:
+        raise ValueError(f"{value['dtype']} of shape {shape} needs {bits / 8} bytes, offsets hold {end - begin}")
+    return TensorEntry(path, value["dtype"], tuple(shape), data_start + begin, data_start + end)
+
+
+def chunks(entry: TensorEntry) -> Iterator[bytes]:
+    """The tensor's bytes, ``CHUNK_BYTES`` at a time.
+
+    Raises:
+        SurgeryError: the file ends before the tensor does (it was changed while it was read).
+    """
+    with entry.file.open("rb") as file:
+        file.seek(entry.begin)
+        left = entry.num_bytes
+        while left:
+            content = file.read(min(CHUNK_BYTES, left))
+            if not content:
+                raise _damaged(entry.file, f"it ended {left} bytes too early while it was read")
+            left -= len(content)
+            yield content
+
+
+def content_of(piece: Piece) -> Iterator[bytes]:
+    """The bytes the piece has in the new file: its source's own, or those of the converted tensor."""
+    if piece.dtype == piece.source.dtype:
+        yield from chunks(piece.source)
+        return
+    flat = torch.frombuffer(bytearray().join(chunks(piece.source)), dtype=FLOATS[piece.source.dtype])
+    yield flat.to(FLOATS[piece.dtype]).view(torch.uint8).numpy().tobytes()
+
+
+def sha256(entry: TensorEntry) -> str:
+    """Hex SHA-256 of the tensor's bytes in its file."""
+    digest = hashlib.sha256()
+    for content in chunks(entry):
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def write_file(path: Path, pieces: Sequence[Piece]) -> dict[str, str]:
+    """Stream the pieces into a new safetensors file, largest alignment first.
+
+    Returns:
+        Tensor name -> hex SHA-256 of the bytes that were written.
+    """
+    ordered = sorted(pieces, key=lambda piece: (-BITS[piece.dtype], piece.name))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    place = 0
+    for piece in ordered:
+        header[piece.name] = {
+            "dtype": piece.dtype,
+            "shape": list(piece.source.shape),
+            "data_offsets": [place, place + piece.num_bytes],
+        }
+        place += piece.num_bytes
+    encoded = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    with path.open("xb") as file:
+        file.write(struct.pack("<Q", len(encoded)) + encoded)
+        return {piece.name: _write_tensor(file, piece) for piece in ordered}
+
+
+def _write_tensor(file: BinaryIO, piece: Piece) -> str:
+    digest = hashlib.sha256()
+    written = 0
+    for content in content_of(piece):
+        file.write(content)
+        digest.update(content)
+        written += len(content)
+    if written != piece.num_bytes:
+        raise _damaged(piece.source.file, f"tensor {piece.name!r} gave {written} of {piece.num_bytes} bytes")
+    return digest.hexdigest()
+
+
+def split_shards(pieces: Sequence[Piece], max_shard_bytes: int) -> list[list[Piece]]:
+    """The pieces in order, cut into files of at most ``max_shard_bytes`` (a larger tensor stands alone)."""
+    shards: list[list[Piece]] = []
+    filled = 0
+    for piece in pieces:
+        if not shards or filled + piece.num_bytes > max_shard_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(piece)
+        filled += piece.num_bytes
+    return shards

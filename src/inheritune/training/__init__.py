@@ -1,0 +1,1 @@
+"""The loop, its optimiser, schedule and state, and what it writes down."""

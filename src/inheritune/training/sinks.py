@@ -1,0 +1,130 @@
+"""Where a stage writes what it measured: ``metrics.jsonl`` (the record) and the terminal."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from inheritune import runs
+from inheritune.units import format_count, format_duration
+
+PLAIN_INTERVAL_S = 15.0
+"""Seconds between lines where the output is not a terminal."""
+
+
+class MetricsLog:
+    """One JSON object a line; a line torn by a kill is cut off when the stage resumes."""
+
+    def __init__(self, path: Path, stage: str, *, resumed_step: int) -> None:
+        """Open for appending, after dropping what this stage wrote beyond ``resumed_step``.
+
+        Training lines count steps done; a validation line of step n is written before step n + 1 is made, and so
+        again after a resume at n.
+        """
+        self.stage = stage
+        kept = []
+        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+            try:
+                entry = json.loads(line)
+            except json.JSONDecodeError:
+                continue  # torn by a kill: the step it tells of is made again
+            last_kept = resumed_step if entry["kind"] == "train" else resumed_step - 1
+            if entry["stage"] != stage or entry["step"] <= last_kept:
+                kept.append(json.dumps(entry) + "\n")
+        runs.write_text(path, "".join(kept))
+        self._file: TextIO = path.open("a", encoding="utf-8")
+
+    def write(self, kind: str, values: dict[str, Any]) -> None:
+        """Append one line and hand it to the operating system."""
+        self._file.write(json.dumps({"stage": self.stage, "kind": kind, **values}) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Make the lines durable."""
+        self._file.flush()
+        self._file.close()
+
+
+class Progress(Protocol):
+    """What a run shows while it works."""
+
+    def say(self, message: str) -> None:
+        """One line that stays."""
+
+    def show(self, status: str) -> None:
+        """The current state; a later one replaces it."""
+
+    def close(self) -> None:
+        """Leave the screen as it is."""
+
+
+class Terminal:
+    """A status line that renews itself on a terminal; plain lines now and then elsewhere."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(file=sys.stderr, highlight=False, soft_wrap=True)
+        self._live: Live | None = None
+        self._last_plain_s = float("-inf")
+
+    def say(self, message: str) -> None:
+        """One line that stays."""
+        self.console.print(Text(message))
+
+    def show(self, status: str) -> None:
+        """The current state."""
+        if self.console.is_terminal:
+            if self._live is None:
+                self._live = Live(console=self.console, refresh_per_second=4, transient=True)
+                self._live.start()
+            self._live.update(Text(status, style="cyan", overflow="ellipsis", no_wrap=True))
+        elif time.monotonic() - self._last_plain_s >= PLAIN_INTERVAL_S:
+            self._last_plain_s = time.monotonic()
+            self.say(status)
+
+    def close(self) -> None:
+        """Take the status line away."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+
+class Silent:
+    """Shows nothing: for the library and for tests."""
+
+    def say(self, message: str) -> None:
+        """Nothing."""
+
+    def show(self, status: str) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+def status_line(
+    *,
+    label: str,
+    tokens: int,
+    total_tokens: int,
+    loss_nats: float,
+    validation_nats: float | None,
+    target_nats: float | None,
+    tokens_per_s: float,
+) -> str:
+    """One line of a stage's progress, every number with its unit."""
+    parts = [label, f"{format_count(tokens)}/{format_count(total_tokens)} tokens", f"loss {loss_nats:.3f} nats"]
+    if validation_nats is not None:
+        parts.append(f"val {validation_nats:.3f} nats")
+    if target_nats is not None:
+        parts.append(f"target {target_nats:.3f}")
+    if validation_nats is not None and target_nats is not None:
+        parts.append(f"gap {validation_nats - target_nats:+.3f}")
+    parts.append(f"{format_count(round(tokens_per_s))} tok/s")
+    if tokens_per_s > 0:
+        parts.append(f"{format_duration((total_tokens - tokens) / tokens_per_s)} left")
+    return " | ".join(parts)

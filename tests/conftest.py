@@ -1,0 +1,130 @@
+"""Tiny random references of the ten families of the design (two Gemmas), built on the spot, offline, on the CPU."""
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+VOCABULARY = 260
+"""256 bytes, ``<|endoftext|>`` and three rows to spare, as published models have them."""
+
+END_OF_TEXT = 256
+
+COMMON: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "max_position_embeddings": 128,
+    "bos_token_id": END_OF_TEXT,
+    "eos_token_id": END_OF_TEXT,
+    "pad_token_id": None,
+}
+GROUPED = {**COMMON, "num_key_value_heads": 2, "head_dim": 8}
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": GROUPED,
+    "gpt2": {**COMMON, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+    "gpt_neox": COMMON,
+    "qwen3": GROUPED,
+    "gemma2": {**GROUPED, "query_pre_attn_scalar": 8, "sliding_window": 8},
+    "gemma3_text": {
+        **GROUPED,
+        "query_pre_attn_scalar": 8,
+        "sliding_window": 8,
+        "layer_types": ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"],
+    },
+    "opt": {**COMMON, "ffn_dim": 64, "word_embed_proj_dim": 32, "dropout": 0.0},
+    "phi3": {**COMMON, "num_key_value_heads": 2, "original_max_position_embeddings": 128},
+    "cohere": {**COMMON, "num_key_value_heads": 2},
+    "qwen3_moe": {**GROUPED, "moe_intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2},
+    "mamba": {**COMMON, "state_size": 8, "time_step_rank": 4},
+}
+
+BuildModel = Callable[..., PreTrainedModel]
+SaveReference = Callable[..., Path]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test that asks for ``family`` runs once for each family."""
+    given = [name for mark in metafunc.definition.iter_markers("parametrize") for name in str(mark.args[0]).split(",")]
+    if "family" in metafunc.fixturenames and "family" not in given:
+        metafunc.parametrize("family", sorted(FAMILIES))
+
+
+def tiny_model(family: str, **config_overrides: Any) -> PreTrainedModel:
+    """A seeded random causal LM in eval mode, float32; matrices of standard deviation 0.1, so that every layer matters.
+
+    Config keys are the general ones (``num_hidden_layers``, ``hidden_size``) for every family. Other model types
+    work too, with every key given.
+    """
+    settings = {**FAMILIES.get(family, {}), **config_overrides}
+    if "num_hidden_layers" in config_overrides and "layer_types" in settings and "layer_types" not in config_overrides:
+        pattern = settings["layer_types"]
+        depth = config_overrides["num_hidden_layers"]
+        settings["layer_types"] = [pattern[index % len(pattern)] for index in range(depth)]
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **settings), dtype=torch.float32)
+        for parameter in model.parameters():
+            if parameter.dim() >= 2:
+                torch.nn.init.normal_(parameter.data, std=0.1)
+            else:
+                parameter.data.add_(0.05 * torch.randn_like(parameter))
+    return model.eval()
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE without merges: 256 tokens of one byte and ``<|endoftext|>`` (id 256)."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>", bos_token="<|endoftext|>")
+    assert fast.eos_token_id == END_OF_TEXT
+    return fast
+
+
+def tiny_reference(
+    family: str, folder: Path, with_tokenizer: bool = True, *, max_shard_size: str = "5GB", **config_overrides: Any
+) -> Path:
+    """Save ``tiny_model`` (and the byte tokenizer) as a Hugging Face folder; gives the folder."""
+    tiny_model(family, **config_overrides).save_pretrained(folder, max_shard_size=max_shard_size)
+    if with_tokenizer:
+        byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def families() -> dict[str, Callable[[], PreTrainedModel]]:
+    """Name -> builder of a tiny random model."""
+
+    def builder(name: str) -> Callable[[], PreTrainedModel]:
+        return lambda: tiny_model(name)
+
+    return {name: builder(name) for name in FAMILIES}
+
+
+@pytest.fixture
+def family_names() -> list[str]:
+    """The names of the families, sorted."""
+    return sorted(FAMILIES)
+
+
+@pytest.fixture
+def build_model() -> BuildModel:
+    """``build_model(family, **config_overrides) -> PreTrainedModel``."""
+    return tiny_model
+
+
+@pytest.fixture
+def save_reference() -> SaveReference:
+    """``save_reference(family, folder, with_tokenizer=True, *, max_shard_size="5GB", **config_overrides) -> Path``."""
+    return tiny_reference

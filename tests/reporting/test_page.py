@@ -1,0 +1,155 @@
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import pytest
+
+from inheritune.errors import RecipeError
+from inheritune.reporting.page import report
+
+ATTACK = '</pre><script>alert(1)</script><img src="http://evil.example/x" onerror=alert(1)>'
+
+
+class _Tags(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.tags = []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+
+def _assert_offline(html):
+    parser = _Tags()
+    parser.feed(html)
+    names = {tag for tag, _ in parser.tags}
+    assert not names & {"script", "link", "img", "iframe", "object", "embed", "base", "form"}
+    for _, attrs in parser.tags:
+        for key in ("src", "href", "xlink:href", "action", "data"):
+            assert (attrs.get(key) or "#").startswith("#")
+        assert not any(key.startswith("on") for key in attrs)
+    assert "@import" not in html and "url(http" not in html
+
+
+@pytest.mark.parametrize("state", ["better", "parity", "not shown", "stopped"])
+def test_a_page_is_one_small_offline_file_with_the_verdict_mark(make_run, state):
+    run = make_run(state)
+    path = report(run)
+    assert path == run / "report.html"
+    html = path.read_text(encoding="utf-8")
+    assert len(html.encode()) < 2_000_000
+    _assert_offline(html)
+    mark = {"stopped": "unfinished", "not shown": "not-shown"}.get(state, state)
+    assert f'<section class="verdict {mark}"' in html
+
+
+def test_the_page_shows_recipe_command_hashes_seeds_and_limits(make_run):
+    html = report(make_run("parity")).read_text(encoding="utf-8")
+    assert "data: {sources: [made-up.txt], token_budget: 5M, sequence_length: 256}" in html
+    assert "inheritune run &#39;my recipe.yaml&#39;" in html
+    for text in (
+        "ef" * 32,
+        "cd" * 32,
+        "ab" * 32,
+        "1 seed",
+        "not downstream",
+        "400M tokens",
+        "0.762",
+        "prefix",
+        "float32",
+    ):
+        assert text.replace("not downstream", "no downstream task") in html
+
+
+def test_unknown_training_tokens_of_the_reference_are_said_to_be_unknown(make_run):
+    reference = {"path": "x", "depth": 8, "parameters": 2_100_000, "loss_nats": 1.86, "training_tokens": None}
+    html = report(make_run("parity", reference=reference)).read_text(encoding="utf-8")
+    assert "How many tokens the reference itself was trained on is unknown" in html
+
+
+def test_a_page_rebuilt_from_the_same_folder_has_the_same_bytes(make_run):
+    run = make_run("parity")
+    assert report(run).read_bytes() == report(run).read_bytes()
+
+
+def test_a_malicious_sample_name_and_warning_stay_text(make_run):
+    sample = {"prompt": ATTACK, "reference": ATTACK, "child": ATTACK}
+    run = make_run("not shown", advice=ATTACK, samples=[sample], validation={"warnings": [ATTACK], "documents": ATTACK})
+    summary = (run / "summary.json").read_text(encoding="utf-8")
+    (run / "summary.json").write_text(summary.replace('"layout-test"', '"<script>alert(1)</script>"'), encoding="utf-8")
+    (run / "recipe.yaml").write_text(f"# {ATTACK}\n", encoding="utf-8")
+    html = report(run).read_text(encoding="utf-8")
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html
+    _assert_offline(html)
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [
+        "recipe.yaml",
+        "provenance.json",
+        "metrics.jsonl",
+        "events.jsonl",
+        "model/certificate.json",
+        "stages/round-1/probe.json",
+    ],
+)
+def test_a_missing_file_leaves_a_page_that_says_so(make_run, missing):
+    run = make_run("parity")
+    whole = report(run).read_text(encoding="utf-8")
+    (run / missing).unlink()
+    html = report(run).read_text(encoding="utf-8")
+    _assert_offline(html)
+    assert html != whole
+    if missing in ("recipe.yaml", "provenance.json", "metrics.jsonl"):
+        assert f"{missing} is missing" in html
+
+
+def test_a_summary_with_only_its_state_gives_a_page(make_run):
+    run = make_run("parity")
+    (run / "summary.json").write_text('{"format": 1, "state": "stopped"}', encoding="utf-8")
+    html = report(run).read_text(encoding="utf-8")
+    assert "no verdict yet" in html and "Last recorded: stage <code>scratch</code>" in html
+
+
+def test_several_runs_make_a_comparison_with_equal_names_told_apart(make_run, tmp_path):
+    runs = [make_run("parity", "a"), make_run("not shown", "b"), make_run("stopped", "c")]
+    summary = (runs[1] / "summary.json").read_text(encoding="utf-8")
+    (runs[1] / "summary.json").write_text(summary.replace('"name": "b"', '"name": "a"'), encoding="utf-8")
+    (runs[1] / "recipe.yaml").write_text("train: {peak_lr: 0.0007}\n", encoding="utf-8")
+    path = report(runs, tmp_path / "comparison.html")
+    html = path.read_text(encoding="utf-8")
+    _assert_offline(html)
+    for text in ("3 runs compared", "a (a)", "a (b)", "train.peak_lr", "0.0007", "unfinished", "did not record"):
+        assert text in html
+    assert path.read_bytes() == report(runs, path).read_bytes()
+
+
+def test_runs_on_other_validation_documents_are_cautioned_against(make_run, tmp_path):
+    runs = [make_run("parity", "a"), make_run("parity", "b", validation={"sha256": "other"})]
+    html = report(runs, tmp_path / "comparison.html").read_text(encoding="utf-8")
+    assert "do not share their validation documents (2 different): their losses do not compare" in html
+    assert "do not share their reference" not in html
+
+
+def test_a_file_that_is_no_report_is_not_overwritten(make_run, tmp_path):
+    mine = tmp_path / "mine.html"
+    mine.write_text("<html>my own page</html>", encoding="utf-8")
+    with pytest.raises(RecipeError, match="not overwritten"):
+        report(make_run("parity"), mine)
+    assert mine.read_text(encoding="utf-8") == "<html>my own page</html>"
+    with pytest.raises(RecipeError, match="it is a folder"):
+        report(tmp_path / "runs" / "layout-test", tmp_path)
+    with pytest.raises(RecipeError, match="none was named"):
+        report([])
+
+
+def test_page_figures_and_card_import_neither_torch_nor_transformers(make_run):
+    run = make_run("parity")
+    code = (
+        "import sys; from pathlib import Path; from inheritune.reporting.page import report; "
+        "from inheritune.reporting.card import write_card; run = Path(sys.argv[1]); report(run); "
+        "write_card(run / 'model', run); print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(run)], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
