@@ -5,10 +5,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+hypothesis.settings.register_profile("house", deadline=None)  # a busy machine is not a fault of the code
+hypothesis.settings.load_profile("house")
 
 VOCABULARY = 260
 """256 bytes, ``<|endoftext|>`` and three rows to spare, as published models have them."""

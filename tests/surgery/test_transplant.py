@@ -322,6 +322,10 @@ def test_prediction_layers_behind_the_decoder_are_dropped_and_noted(save_referen
     tensors["model.layers.4.eh_proj.weight"] = torch.ones(4, 4)
     tensors["mtp.fc.weight"] = torch.ones(4, 4)
     save_file(tensors, reference / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(SurgeryError, match="no prediction layers"):
+        inherit(reference, tmp_path / "child", layers=[0, 2])
+    config = json.loads((reference / "config.json").read_text())
+    (reference / "config.json").write_text(json.dumps({**config, "num_nextn_predict_layers": 1}))
     certificate = inherit(reference, tmp_path / "child", layers=[0, 2])
     assert any("multi-token" in note for note in certificate.notes)
     assert {name.split(".")[2] for name in certificate.tensors if name.startswith("model.layers.")} == {"0", "1"}
@@ -356,3 +360,50 @@ def test_reference_that_lacks_a_tensor_is_refused_before_anything_is_written(sav
     assert [path.name for path in tmp_path.iterdir()] == ["reference"]
     with pytest.raises(SurgeryError, match="not those of its config"):
         load_model(reference)
+
+
+def gemma(save_reference, name, folder, **more):
+    types = ["sliding_attention", "sliding_attention", "full_attention"] * 2
+    sizes = {"vocab_size": 260, "vocab_size_per_layer_input": 260, "hidden_size": 32, "hidden_size_per_layer_input": 8}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "sliding_window": 8}
+    depth = {"num_hidden_layers": 6, "layer_types": types, "max_position_embeddings": 128}
+    special = {"pad_token_id": None, "bos_token_id": 256, "eos_token_id": 256}
+    return save_reference(name, folder, **sizes, **heads, **depth, **special, **more)
+
+
+@pytest.mark.parametrize("layers", [2, 5, 6])
+def test_gemma_3n_keeps_the_leading_blocks_of_matrices_packed_over_depth(layers, save_reference, tmp_path):
+    settings = {"num_kv_shared_layers": 2, "activation_sparsity_pattern": [0.0] * 6, "intermediate_size": [32] * 6}
+    reference = gemma(save_reference, "gemma3n_text", tmp_path / "reference", laurel_rank=4, **settings)
+    certificate = inherit(reference, tmp_path / "child", layers=layers)
+    assert certificate.max_abs_difference == 0.0
+    operations = {origin.op for name, origin in certificate.tensors.items() if "per_layer_model_projection" in name}
+    assert operations == ({"copy"} if layers == 6 else {"slice"})
+    config = json.loads((tmp_path / "child" / "config.json").read_text())
+    assert config["num_kv_shared_layers"] == max(0, layers - 4)
+    assert len(config["intermediate_size"]) == layers
+    reload(tmp_path / "child")
+
+
+def test_gemma_4_is_cut_at_a_full_attention_layer_and_refused_elsewhere_with_that_depth(save_reference, tmp_path):
+    settings = {"num_kv_shared_layers": 0, "intermediate_size": 32, "global_head_dim": 16}
+    reference = gemma(save_reference, "gemma4_text", tmp_path / "reference", **settings)
+    with pytest.raises(SurgeryError, match=r"layer_types.*nearest depth that can be cut exactly is 3: --layers 3"):
+        inherit(reference, tmp_path / "child", layers=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["reference"]
+    assert inherit(reference, tmp_path / "child", layers=3).max_abs_difference == 0.0
+
+
+def test_residual_scale_that_depends_on_the_depth_is_kept(save_reference, tmp_path):
+    sizes = {"vocab_size": 260, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 4}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "q_lora_rank": 8, "kv_lora_rank": 8}
+    more = {"qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 16, "max_position_embeddings": 128}
+    reference = save_reference("minicpm3", tmp_path / "reference", **sizes, **heads, **more)
+    assert inherit(reference, tmp_path / "child", layers=1).max_abs_difference == 0.0
+
+
+def test_model_of_parallel_lists_is_refused_by_name(save_reference, tmp_path):
+    sizes = {"vocab_size": 260, "emb_dim": 32, "n_layers": 3, "n_heads": 2, "max_position_embeddings": 128}
+    reference = save_reference("xlm", tmp_path / "reference", **sizes)
+    with pytest.raises(SurgeryError, match=r"'xlm' keeps parallel lists"):
+        inherit(reference, tmp_path / "child", layers=2)

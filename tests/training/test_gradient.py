@@ -22,7 +22,7 @@ def plain_loss_and_gradient(model, rows):
     logits = model(input_ids=rows[:, :-1], use_cache=False).logits
     loss = F.cross_entropy(logits.float().flatten(0, 1), rows[:, 1:].flatten())
     loss.backward()
-    return float(loss), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    return float(loss.detach()), {name: p.grad.clone() for name, p in model.named_parameters()}
 
 
 def ours(model, rows, chosen):

@@ -1,1 +1,1 @@
-"""Sources, the split, tokenizers, shards and batches. No torch in here."""
+"""Text in, shards and rows of tokens out: sources, the split, the tokenizer, shards, batches. No torch in here."""

@@ -1,19 +1,34 @@
-# LEAD: see NOTE_FROM_LEAD.txt in this folder.
-"""Rows of tokens for training: documents in a new order each pass, one after the other, cut into rows."""
+"""Rows of tokens for training, in a seeded order whose whole state is (pass, row).
+
+Documents are permuted per (seed, pass), concatenated (virtually) and cut into rows of ``sequence_length`` + 1 tokens
+that overlap by one. The tail of a pass that does not fill a row is left out of that pass.
+"""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from inheritune.data.shards import TokenDocuments
 from inheritune.errors import DataError
+
+
+class Documents(Protocol):
+    """What is sampled: ``Shards.sequence("train")``, or anything like it."""
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Tokens of each document, (documents,)."""
+        ...
+
+    def document(self, index: int, /) -> npt.NDArray[np.integer]:
+        """Token ids of one document."""
+        ...
 
 
 @dataclass(frozen=True)
 class Position:
-    """The whole state of a sampler: the row that comes next."""
+    """The next row to be read; plain integers, so ``dataclasses.asdict`` of it is JSON."""
 
     pass_index: int
     """Passes over the data that are done."""
@@ -22,70 +37,82 @@ class Position:
 
 
 class Sampler:
-    """Rows of ``sequence_length + 1`` tokens; the last token of a row is the first of the next."""
+    """Rows of the training documents; it keeps no state but a cache of the current pass's order."""
 
-    def __init__(self, documents: TokenDocuments, sequence_length: int, seed: int) -> None:
-        """Sample from ``documents``.
+    def __init__(self, documents: Documents, sequence_length: int, seed: int) -> None:
+        """Look at the documents.
+
+        Args:
+            documents: the training split.
+            sequence_length: L, tokens that a row predicts.
+            seed: of the order.
 
         Raises:
-            DataError: the documents do not fill one row.
+            DataError: fewer than L + 1 tokens.
         """
         self.documents = documents
         self.sequence_length = sequence_length
         self.seed = seed
-        self.rows_per_pass = (documents.num_tokens - 1) // sequence_length
+        self.num_tokens = int(documents.lengths.sum())
+        self.rows_per_pass = (self.num_tokens - 1) // sequence_length
         if self.rows_per_pass < 1:
             raise DataError(
-                f"{documents.num_tokens} training tokens do not fill one row of {sequence_length}. "
-                "Give more text, or lower data.sequence_length."
+                f"the training data hold {self.num_tokens} tokens, which do not fill one row of "
+                f"{sequence_length} + 1. Add sources, raise data.token_budget, or lower data.sequence_length."
             )
         self._pass_index = -1
-        self._order: npt.NDArray[np.int64] = np.empty(0, dtype=np.int64)
-        self._starts: npt.NDArray[np.int64] = np.empty(0, dtype=np.int64)
-
-    def _shuffle(self, pass_index: int) -> None:
-        """Lay out one pass: the order of documents, and where each starts in it."""
-        if pass_index == self._pass_index:
-            return
-        generator = np.random.Generator(np.random.PCG64([self.seed % 2**63, pass_index]))
-        self._order = generator.permutation(self.documents.num_documents)
-        lengths = self.documents.lengths[self._order]
-        self._starts = np.concatenate([[0], np.cumsum(lengths)])
-        self._pass_index = pass_index
-
-    def _tokens(self, begin: int, end: int) -> npt.NDArray[np.int64]:
-        """Tokens [begin, end) of the current pass."""
-        parts = []
-        index = int(np.searchsorted(self._starts, begin, side="right")) - 1
-        while begin < end:
-            document = self.documents.document(int(self._order[index]))
-            offset = begin - int(self._starts[index])
-            part = document[offset : offset + end - begin]
-            parts.append(part)
-            begin += len(part)
-            index += 1
-        return np.concatenate(parts).astype(np.int64)
+        self._order: npt.NDArray[np.int64] = np.zeros(0, dtype=np.int64)
+        self._ends: npt.NDArray[np.int64] = self._order
 
     def rows(self, position: Position, count: int) -> tuple[npt.NDArray[np.int64], Position]:
-        """The next ``count`` rows from ``position``, across the ends of passes.
+        """The next rows, across the end of a pass where need be.
+
+        Args:
+            position: of the first row; ``Position(0, 0)`` at the start.
+            count: rows wanted.
 
         Returns:
-            int64 (count, sequence_length + 1), and the position after them.
+            int64 (count, L + 1), and the position after them.
+
+        Raises:
+            DataError: a position that these data do not have.
         """
-        length = self.sequence_length
-        out = np.empty((count, length + 1), dtype=np.int64)
-        filled = 0
-        pass_index, row = position.pass_index, position.row
+        if position.pass_index < 0 or not 0 <= position.row < self.rows_per_pass:
+            raise DataError(
+                f"{position} does not exist: a pass over these data has {self.rows_per_pass} rows. "
+                "The checkpoint was made with other data; name its data or start over."
+            )
+        L = self.sequence_length
+        rows = np.empty((count, L + 1), dtype=np.int64)
+        filled, pass_index, row = 0, position.pass_index, position.row
         while filled < count:
+            taken = min(count - filled, self.rows_per_pass - row)
+            tokens = self._tokens(pass_index, row * L, (row + taken) * L + 1)
+            rows[filled : filled + taken] = np.lib.stride_tricks.sliding_window_view(tokens, L + 1)[::L]
+            filled, row = filled + taken, row + taken
             if row == self.rows_per_pass:
                 pass_index, row = pass_index + 1, 0
-            self._shuffle(pass_index)
-            take = min(count - filled, self.rows_per_pass - row)
-            tokens = self._tokens(row * length, (row + take) * length + 1)
-            for index in range(take):
-                out[filled + index] = tokens[index * length : (index + 1) * length + 1]
-            filled, row = filled + take, row + take
-        return out, Position(pass_index, row)
+        return rows, Position(pass_index, row)
+
+    def _tokens(self, pass_index: int, begin: int, end: int) -> npt.NDArray[np.int64]:
+        """Tokens [begin, end) of a pass's concatenated documents."""
+        if pass_index != self._pass_index:
+            lengths = self.documents.lengths
+            generator = np.random.Generator(np.random.PCG64([self.seed % 2**64, pass_index]))
+            self._order = generator.permutation(len(lengths))
+            self._ends = np.cumsum(lengths[self._order])
+            self._pass_index = pass_index
+        tokens = np.empty(end - begin, dtype=np.int64)
+        place = int(np.searchsorted(self._ends, begin, side="right"))
+        written = 0
+        while written < len(tokens):
+            document = self.documents.document(int(self._order[place]))
+            start = int(self._ends[place]) - len(document)
+            part = document[max(begin - start, 0) : end - start]
+            tokens[written : written + len(part)] = part
+            written += len(part)
+            place += 1
+        return tokens
 
     def to_json(self) -> dict[str, Any]:
         """What defines the order, beside the data."""

@@ -19,6 +19,7 @@ from inheritune.data.sources import Source, listed
 from inheritune.data.store import (
     FORMAT,
     MANIFEST,
+    SPLITS,
     TOKENIZER_FOLDER,
     VALIDATION_TEXT,
     Shards,
@@ -78,7 +79,7 @@ def prepare(
     folder = Path(out)
     given = open_tokenizer(tokenizer)
     settings = {
-        "sources": [dict(each) if isinstance(each, Mapping) else str(each) for each in listed(sources)],
+        "sources": [_plain(each) for each in listed(sources)],
         "tokenizer_sha256": given.sha256,
         "token_budget": token_budget,
         "validation": validation,
@@ -98,9 +99,7 @@ def prepare(
         sources, text_field=text_field, validation=validation, min_documents=min_documents, check_stop=should_stop
     )
     held_out = survey.validation[:max_documents]
-    halves = {
-        half: held_out[(survey.keys[held_out] & np.uint64(1)) == bit] for half, bit in (("watch", 0), ("decide", 1))
-    }
+    is_decide = (survey.keys[held_out] & np.uint64(1)) == 1
     with runs.new_folder(folder) as new:
         dtype = token_dtype(given.vocab_size)
         with Encoded(new / "unordered.tmp", dtype, len(survey.keys)) as encoded:
@@ -125,16 +124,16 @@ def prepare(
                 encode(order, None)
             splits: dict[str, Any] = {}
             largest = 0
-            for split, chosen in (("train", order), *halves.items()):
-                stored = chosen[encoded.lengths[chosen] > 1]  # a text without a token is no document
+            chosen = {"train": order, "watch": held_out[~is_decide], "decide": held_out[is_decide]}
+            for split in SPLITS:
+                stored = chosen[split] = chosen[split][encoded.lengths[chosen[split]] > 1]  # no token: no document
                 if len(stored) == 0:
                     raise _nothing_on(split, survey)
                 limit = token_budget if split == "train" else None
                 splits[split], top = write_split(new, split, stored, encoded, survey, given, shard_tokens, limit)
                 largest = max(largest, top)
-                halves = {**halves, split: stored}
         (new / "unordered.tmp").unlink()
-        text_sha256 = _write_validation_text(new, {half: halves[half] for half in ("watch", "decide")}, survey, texts)
+        text_sha256 = _write_validation_text(new, {half: chosen[half] for half in ("watch", "decide")}, survey, texts)
         copy_tokenizer(given.folder, new / TOKENIZER_FOLDER)
         runs.write_json(
             new / MANIFEST,
@@ -159,6 +158,13 @@ def prepare(
             },
         )
     return Shards.open(folder, verify=False)
+
+
+def _plain(source: Source) -> str | dict[str, Any]:
+    """A source as JSON writes it."""
+    if isinstance(source, Mapping):
+        return {name: str(value) if isinstance(value, Path) else value for name, value in source.items()}
+    return str(source)
 
 
 def _check_settings(settings: Mapping[str, Any]) -> None:

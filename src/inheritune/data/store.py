@@ -119,7 +119,9 @@ class Shards:
         shards = self.manifest["splits"][split]["shards"]
         dtype = np.dtype(self.manifest["dtype"]).newbyteorder("<")
         return TokenDocuments(
-            tokens=tuple(np.memmap(self.folder / each["file"], dtype=dtype, mode="r") for each in shards),
+            tokens=tuple(
+                np.memmap(self.folder / each["file"], dtype=dtype, mode="r").view(np.ndarray) for each in shards
+            ),
             indices=tuple(
                 np.fromfile(self.folder / each["index"], dtype=INDEX_DTYPE).reshape(-1, 2).astype(np.uint64)
                 for each in shards
@@ -189,7 +191,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
             f"{path} has format {found!r}, and this version reads format {FORMAT}. "
             "Prepare the data again into a new folder."
         )
-    lacking = sorted({"dtype", "splits", "max_token_id", "validation_text"} - set(manifest))
+    lacking = sorted({"dtype", "splits", "settings", "max_token_id", "validation_text"} - set(manifest))
     if lacking or sorted(manifest["splits"]) != sorted(SPLITS):
         raise DataError(
             f"{path} is not whole (it lacks {lacking or 'splits'}). Prepare the data again into a new folder."

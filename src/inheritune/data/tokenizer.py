@@ -1,10 +1,10 @@
-# LEAD: see NOTE_FROM_LEAD.txt in this folder.
-"""Fast tokenizers: the reference's own, or one trained here."""
+"""The reference's own fast tokenizer, and a byte-level BPE made from text where there is none."""
 
 import hashlib
+import json
 import shutil
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ from inheritune import runs
 from inheritune.errors import DataError
 
 END_OF_TEXT = "<|endoftext|>"
+MIN_VOCABULARY = 257
+"""256 bytes and end-of-text."""
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -19,109 +21,165 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",
+    "vocab.txt",
     "merges.txt",
     "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
     "chat_template.jinja",
 )
 
 
 @dataclass(frozen=True)
 class TextTokenizer:
-    """A tokenizer as this project uses it: text to ids, no special token added, and the token that opens a document."""
+    """A tokenizer as pre-training uses it: no special tokens are added, and none is read out of a text."""
 
-    backend: Any
-    """tokenizers.Tokenizer."""
-    vocab_size: int
-    """Highest id plus one."""
+    folder: Path
     end_of_text_id: int
-    """Stands in front of every document."""
+    """The token in front of every document."""
+    vocab_size: int
+    """The largest token id plus one."""
     sha256: str
     """Of ``tokenizer.json``, or of the tokenizer as it would be written there."""
+    backend: Any = field(repr=False)
+    """A ``tokenizers.Tokenizer`` without truncation and padding."""
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, on all cores."""
-        return [encoding.ids for encoding in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        """Token ids of each text, on all threads."""
+        return [each.ids for each in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Token ids, and for each the characters (begin, end) that it stands for."""
+        """Token ids of a text, and the characters [begin, end) that each token spells."""
         encoding = self.backend.encode(text, add_special_tokens=False)
         return encoding.ids, encoding.offsets
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of some ids, special tokens spelled out."""
-        text: str = self.backend.decode(list(ids), skip_special_tokens=False)
-        return text
+        """The text of token ids, special tokens written out."""
+        return str(self.backend.decode([int(each) for each in ids], skip_special_tokens=False))
 
 
 def open_tokenizer(folder: str | Path) -> TextTokenizer:
-    """The tokenizer in a model's folder.
-
-    The token that opens a document is what the tokenizer itself puts in front of a text (a BOS), since that is what
-    its model has seen there; where it puts nothing, its end-of-text token; where it has none, its BOS.
+    """The fast tokenizer in a folder; nothing is fetched and no code of the folder is run.
 
     Raises:
-        DataError: no fast tokenizer there, or none of those tokens.
+        DataError: no such folder, no fast tokenizer in it, or one without a token to put in front of a document.
     """
-    from transformers import AutoTokenizer  # heavy
+    from transformers import AutoTokenizer
 
     folder = Path(folder)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        backend = tokenizer.backend_tokenizer
-    except (OSError, ValueError, AttributeError, KeyError) as error:
+    if not folder.is_dir():
+        raise DataError(f"there is no folder {folder} to take a tokenizer from. Name the reference's folder.")
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise DataError(
-            f"no fast tokenizer in {folder}: {error}. Put the reference's tokenizer.json and tokenizer_config.json there."
-        ) from error
-    backend.no_padding()
-    backend.no_truncation()
-    in_front = tokenizer("").input_ids
-    opening = in_front[0] if in_front and in_front[0] == tokenizer.bos_token_id else None
-    candidates = [each for each in (opening, tokenizer.eos_token_id, tokenizer.bos_token_id) if each is not None]
-    if not candidates:
-        raise DataError(
-            f"the tokenizer in {folder} has no BOS and no end-of-text token to open documents with. "
-            "Name an eos_token in its tokenizer_config.json."
+            f"{folder} has no tokenizer (no tokenizer.json). Copy the tokenizer's files into it, or name a folder "
+            "that has them."
         )
+    try:
+        loaded = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False, use_fast=True)
+        backend = _plain(loaded.backend_tokenizer)
+    except Exception as error:  # transformers raises what its tokenizer classes like; the cause is kept
+        raise DataError(
+            f"the tokenizer in {folder} cannot be used as a fast tokenizer: {type(error).__name__}: {error}. "
+            "Save it again with tokenizer.json."
+        ) from error
     file = folder / "tokenizer.json"
-    sha256 = runs.file_sha256(file) if file.exists() else hashlib.sha256(backend.to_str().encode()).hexdigest()
-    vocab_size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
-    return TextTokenizer(backend, vocab_size, candidates[0], sha256)
+    content = file.read_bytes() if file.is_file() else backend.to_str().encode()
+    return TextTokenizer(
+        folder=folder,
+        end_of_text_id=_end_of_text_id(loaded, folder),
+        vocab_size=max(backend.get_vocab(with_added_tokens=True).values()) + 1,
+        sha256=hashlib.sha256(content).hexdigest(),
+        backend=backend,
+    )
+
+
+def _plain(backend: Any) -> Any:
+    """A copy that neither cuts nor pads, and reads the name of a special token in a text as ordinary text."""
+    from tokenizers import Tokenizer
+
+    copy = Tokenizer.from_str(backend.to_str())
+    copy.no_truncation()
+    copy.no_padding()
+    copy.encode_special_tokens = True
+    return copy
+
+
+def _end_of_text_id(loaded: Any, folder: Path) -> int:
+    """What the tokenizer itself puts in front of a text (its model knows that); else its eos; else its bos."""
+    bare = list(loaded("a", add_special_tokens=False)["input_ids"])
+    whole = list(loaded("a", add_special_tokens=True)["input_ids"])
+    if len(whole) > len(bare) and whole[: len(bare)] != bare:
+        return int(whole[0])
+    for found in (loaded.eos_token_id, loaded.bos_token_id):
+        if found is not None:
+            return int(found)
+    raise DataError(
+        f"the tokenizer in {folder} has no beginning-of-text and no end-of-text token, so nothing can stand between "
+        "documents. Set eos_token in its tokenizer_config.json."
+    )
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, out: Path) -> Path:
-    """A byte-level BPE with ``<|endoftext|>`` as id 0, written as a folder that ``AutoTokenizer`` loads.
+    """Make a byte-level BPE from texts; ``<|endoftext|>`` is id 0. The same texts give the same bytes.
 
     Args:
-        texts: training text only.
-        vocab_size: entries, at least 257.
-        out: the folder to make.
+        texts: read once, not held.
+        vocab_size: entries wanted; little text gives fewer.
+        out: folder for ``tokenizer.json`` and ``tokenizer_config.json``; made where it is missing.
+
+    Returns:
+        ``out``.
 
     Raises:
-        DataError: a vocabulary smaller than the bytes.
+        DataError: no text, or a vocabulary that does not hold the 256 bytes and end-of-text.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    if vocab_size < len(alphabet) + 1:
-        raise DataError(f"a byte-level vocabulary needs at least {len(alphabet) + 1} entries, got {vocab_size}.")
+    if vocab_size < MIN_VOCABULARY:
+        raise DataError(
+            f"a byte-level vocabulary needs at least {MIN_VOCABULARY} entries (256 bytes and end-of-text), "
+            f"got {vocab_size}. Raise vocab_size."
+        )
+    num_texts = 0
+
+    def counted() -> Iterator[str]:
+        nonlocal num_texts
+        for text in texts:
+            num_texts += 1
+            yield text
+
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=[END_OF_TEXT], initial_alphabet=sorted(alphabet), show_progress=False
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
-    with runs.new_folder(out) as new:
-        tokenizer.save(str(new / "tokenizer.json"))
-        config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-        config |= dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
-        runs.write_json(new / "tokenizer_config.json", config)
+    tokenizer.train_from_iterator(counted(), trainer=trainer)
+    if num_texts == 0:
+        raise DataError("there is no text to make a tokenizer from. Check data.sources.")
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": END_OF_TEXT,
+        "eos_token": END_OF_TEXT,
+        "unk_token": END_OF_TEXT,
+        "clean_up_tokenization_spaces": False,
+    }
+    out = Path(out)
+    runs.write_json(out / "tokenizer_config.json", config)
+    runs.write_text(out / "tokenizer.json", tokenizer.to_str(pretty=True))
     return out
 
 
-def copy_tokenizer(source: Path, target: Path) -> None:
-    """A tokenizer's files, byte for byte."""
-    target.mkdir(parents=True, exist_ok=True)
-    for name in TOKENIZER_FILES:
-        if (source / name).exists():
-            shutil.copyfile(source / name, target / name)
+def copy_tokenizer(source: Path, out: Path) -> None:
+    """Copy a tokenizer's files byte for byte; ``config.json`` too where only that says what the tokenizer is."""
+    out.mkdir(parents=True, exist_ok=True)
+    names = [name for name in TOKENIZER_FILES if (source / name).is_file()]
+    config = source / "tokenizer_config.json"
+    named = config.is_file() and "tokenizer_class" in json.loads(config.read_text(encoding="utf-8"))
+    if not named and (source / "config.json").is_file():
+        names.append("config.json")
+    for name in names:
+        shutil.copyfile(source / name, out / name)

@@ -14,11 +14,11 @@ import torch
 
 from inheritune.errors import SurgeryError
 from inheritune.surgery.anatomy import Anatomy, find_layers
-from inheritune.surgery.config_edit import edit_config, edit_text_config
+from inheritune.surgery.config_edit import PREDICTION_LAYERS, edit_config, edit_text_config
 from inheritune.surgery.folder import Weights, build_config, build_on_meta, read_config
 from inheritune.surgery.selection import is_prefix, parse_selection
-from inheritune.surgery.tensor_file import FLOATS, Piece
-from inheritune.surgery.tensor_names import check_shapes, find_names, map_names
+from inheritune.surgery.tensor_file import FLOATS, Piece, TensorEntry
+from inheritune.surgery.tensor_names import check_shapes, find_names, map_names, packed_over_depth
 
 ALWAYS_IGNORED = (r"rotary_emb\.inv_freq",)
 """Tensors of old files that transformers reads for no class; the rest is declared by the classes themselves."""
@@ -68,15 +68,18 @@ def plan_cut(weights: Weights, layers: int | str | Sequence[int], dtype: str | t
     ignored = getattr(parent, "_keys_to_ignore_on_load_unexpected", None) or ()
     unused = _unused(origins, shapes, layer_names.module_name, sorted(ignored))
     if dropped:
+        declared = any(anatomy.text_config(full).get(name) for name in PREDICTION_LAYERS)
+        if not declared and not all(_matches(layer_names.module_name(name), sorted(ignored)) for name in dropped):
+            raise SurgeryError(
+                f"the config of {weights.folder} states {anatomy.depth} layers and no prediction layers, and its files "
+                f"hold {dropped[0]!r} behind them. Mend {anatomy.depth_field} in config.json."
+            )
         notes.append(f"{len(dropped)} tensors of multi-token prediction layers are dropped (first: {dropped[0]})")
     if unused:
         notes.append(f"{len(unused)} tensors that {anatomy.model_type} does not read are dropped (first: {unused[0]})")
     origins = {name: source for name, source in origins.items() if name not in set(unused)}
     word = _dtype_word(dtype, config)
-    pieces = tuple(
-        Piece(name, entry, word if word and entry.dtype in FLOATS else entry.dtype)
-        for name, entry in ((name, weights.tensors[source]) for name, source in origins.items())
-    )
+    pieces = tuple(_piece(name, weights.tensors[source], word, anatomy, selection) for name, source in origins.items())
     if word:
         child_config.pop("torch_dtype", None)
         child_config["dtype"] = str(FLOATS[word]).removeprefix("torch.")
@@ -138,19 +141,30 @@ def _advice(
         except SurgeryError:
             continue
         return f"The nearest depth that can be cut exactly is {depth}: --layers {depth}."
-    return "No depth of this model can be cut exactly; name another model."
+    return "No smaller depth of this model can be cut exactly; name another model."
 
 
 def _unused(
     origins: Mapping[str, str], shapes: Shapes, module_name: Callable[[str], str], patterns: Sequence[str]
 ) -> list[str]:
     """Child names of tensors that the class has no place for and says itself that it does not read."""
-    regex = re.compile("|".join((*patterns, *ALWAYS_IGNORED)))
     return sorted(
         name
         for name, source in origins.items()
-        if module_name(source) not in shapes and regex.search(module_name(source))
+        if module_name(source) not in shapes and _matches(module_name(source), patterns)
     )
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    """Whether transformers says that it does not read a tensor of this name."""
+    return re.search("|".join((*patterns, *ALWAYS_IGNORED)), name) is not None
+
+
+def _piece(name: str, entry: TensorEntry, word: str | None, anatomy: Anatomy, layers: Sequence[int]) -> Piece:
+    """The child's tensor: the reference's whole, or its leading blocks where it is packed over depth."""
+    packed = packed_over_depth(name, entry.shape, anatomy.depth, len(layers)) if is_prefix(layers) else None
+    dtype = word if word and entry.dtype in FLOATS else entry.dtype
+    return Piece(name, entry, dtype, None if packed == entry.shape else packed)
 
 
 def _dtype_word(dtype: str | torch.dtype | None, config: Mapping[str, Any]) -> str | None:

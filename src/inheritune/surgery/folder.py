@@ -3,6 +3,7 @@
 Never pickle, never remote code; the network only when the reference is a hub id.
 """
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -80,7 +81,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise SurgeryError(f"{folder} has no config.json, so it is not a model folder. Name the folder that holds one.")
     try:
-        config = read_json(path)
+        config = decode_floats(read_json(path))
     except ValueError as error:
         raise SurgeryError(f"{path} is not JSON ({error}). Download or copy it again.") from error
     model_type = config.get("model_type") if isinstance(config, dict) else None
@@ -152,6 +153,24 @@ def _check_shards(folder: Path) -> Weights:
             "Copy the files again."
         )
     return Weights(folder, tuple(shards), tensors)
+
+
+def decode_floats(value: Any) -> Any:
+    """A JSON value with transformers' spelling of infinity and NaN, ``{"__float__": "Infinity"}``, as floats."""
+    if isinstance(value, Mapping):
+        if set(value) == {"__float__"}:
+            return float(value["__float__"])
+        return {key: decode_floats(entry) for key, entry in value.items()}
+    return [decode_floats(entry) for entry in value] if isinstance(value, list) else value
+
+
+def encode_floats(value: Any) -> Any:
+    """The reverse of ``decode_floats``: infinity and NaN are not JSON."""
+    if isinstance(value, Mapping):
+        return {key: encode_floats(entry) for key, entry in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"__float__": "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"}
+    return [encode_floats(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
 def build_config(config: Mapping[str, Any]) -> Any:

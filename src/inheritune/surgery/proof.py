@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import PreTrainedModel
 
+from inheritune.errors import SurgeryError
 from inheritune.surgery.anatomy import layer_modules
 from inheritune.surgery.tensor_file import TensorEntry
 
@@ -26,7 +27,11 @@ class Trace(NamedTuple):
 
 
 def trace(model: PreTrainedModel, layer: int) -> Trace:
-    """Run the seeded random tokens through the model and keep what comes out of one layer."""
+    """Run the seeded random tokens through the model and keep what comes out of one layer.
+
+    Raises:
+        SurgeryError: the model fails in its own forward.
+    """
     config: Any = model.config
     embedding = model.get_input_embeddings()
     assert isinstance(embedding, nn.Embedding)
@@ -42,6 +47,11 @@ def trace(model: PreTrainedModel, layer: int) -> Trace:
     try:
         with torch.no_grad():
             logits_BTV = model(input_ids=ids_BT, attention_mask=torch.ones_like(ids_BT), use_cache=False).logits
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise SurgeryError(
+            f"a {config.model_type!r} cannot be run in float32 on the CPU, so the cut cannot be proved: {error}. "
+            "Mend the model, or inherit without the proof (verify=False)."
+        ) from error
     finally:
         handle.remove()
     return Trace(outputs[-1], logits_BTV)

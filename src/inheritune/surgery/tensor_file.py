@@ -11,7 +11,7 @@ import json
 import math
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -53,18 +53,25 @@ class TensorEntry:
 
 @dataclass(frozen=True)
 class Piece:
-    """One tensor to be written: its name in the new file, where its bytes are, the dtype it is to have."""
+    """One tensor to be written: its name in the new file, where its bytes are, the dtype it is to have.
+
+    ``leading`` is the shape it is to have where that is less than the source's: leading rows and columns of a matrix.
+    """
 
     name: str
     source: TensorEntry
     dtype: str
+    leading: tuple[int, ...] | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape in the new file."""
+        return self.source.shape if self.leading is None else self.leading
 
     @property
     def num_bytes(self) -> int:
         """Bytes in the new file."""
-        if self.dtype == self.source.dtype:
-            return self.source.num_bytes
-        return math.prod(self.source.shape) * BITS[self.dtype] // 8
+        return math.prod(self.shape) * BITS[self.dtype] // 8
 
 
 def read_header(path: Path) -> dict[str, TensorEntry]:
@@ -143,12 +150,27 @@ def chunks(entry: TensorEntry) -> Iterator[bytes]:
             yield content
 
 
-def content_of(piece: Piece) -> Iterator[bytes]:
-    """The bytes the piece has in the new file: its source's own, or those of the converted tensor."""
-    if piece.dtype == piece.source.dtype:
-        yield from chunks(piece.source)
+def _leading(entry: TensorEntry, shape: tuple[int, ...]) -> Iterator[bytes]:
+    """The bytes of a matrix's leading rows and columns, row by row where columns are left out."""
+    rows, columns = shape
+    row_bytes = entry.num_bytes // entry.shape[0]
+    kept_bytes = row_bytes // entry.shape[1] * columns
+    if kept_bytes == row_bytes:
+        yield from chunks(replace(entry, end=entry.begin + rows * row_bytes))
         return
-    flat = torch.frombuffer(bytearray().join(chunks(piece.source)), dtype=FLOATS[piece.source.dtype])
+    with entry.file.open("rb") as file:
+        for row in range(rows):
+            file.seek(entry.begin + row * row_bytes)
+            yield file.read(kept_bytes)
+
+
+def content_of(piece: Piece) -> Iterator[bytes]:
+    """The bytes the piece has in the new file: its source's own or leading ones, converted where asked."""
+    taken = chunks(piece.source) if piece.leading is None else _leading(piece.source, piece.leading)
+    if piece.dtype == piece.source.dtype:
+        yield from taken
+        return
+    flat = torch.frombuffer(bytearray().join(taken), dtype=FLOATS[piece.source.dtype])
     yield flat.to(FLOATS[piece.dtype]).view(torch.uint8).numpy().tobytes()
 
 
@@ -172,7 +194,7 @@ def write_file(path: Path, pieces: Sequence[Piece]) -> dict[str, str]:
     for piece in ordered:
         header[piece.name] = {
             "dtype": piece.dtype,
-            "shape": list(piece.source.shape),
+            "shape": list(piece.shape),
             "data_offsets": [place, place + piece.num_bytes],
         }
         place += piece.num_bytes

@@ -10,9 +10,14 @@ from dataclasses import dataclass
 
 from inheritune.errors import SurgeryError
 from inheritune.surgery.anatomy import OTHER_TOWERS, Anatomy
+from inheritune.surgery.selection import is_prefix
 
 PREDICTION_TENSOR = re.compile(r"^(?:model\.)?mtp(?:_\w+)?\.")
 """Multi-token prediction layers that are stored beside the layer list."""
+
+
+PACKED_OVER_DEPTH = {"embed_tokens_per_layer": 1, "per_layer_model_projection": 0}
+"""Gemma 3n and 4: one block for each layer in these matrices, along this axis; a prefix keeps the leading blocks."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +103,15 @@ def map_names(
     return mapped, tuple(behind)
 
 
+def packed_over_depth(name: str, shape: Sequence[int], depth: int, num_kept: int) -> tuple[int, ...] | None:
+    """The child's shape of a matrix that holds one block for each layer side by side; None for every other tensor."""
+    axis = next((axis for word, axis in PACKED_OVER_DEPTH.items() if f".{word}." in f".{name}"), None)
+    if axis is None or len(shape) != 2 or shape[axis] % depth:
+        return None
+    kept = shape[axis] // depth * num_kept
+    return (kept, shape[1]) if axis == 0 else (shape[0], kept)
+
+
 def check_shapes(
     reference: Mapping[str, Sequence[int]],
     child: Mapping[str, Sequence[int]],
@@ -117,17 +131,24 @@ def check_shapes(
     """
     module_names = LayerNames(f"{anatomy.path}.", "")
     expected, _ = map_names(reference, module_names, anatomy, layers)
+    shapes = {name: _child_shape(source, reference[source], anatomy, layers) for name, source in expected.items()}
     faults = [f"the child needs {name!r}, which the reference lacks" for name in sorted(set(child) - set(expected))]
     faults += [
         f"the reference has {name!r}, for which the child has no place" for name in sorted(set(expected) - set(child))
     ]
     faults += [
-        f"{name!r} is {list(reference[expected[name]])} in the reference and would be {list(child[name])} in the child"
+        f"{name!r} is {shapes[name]} in the reference and would be {list(child[name])} in the child"
         for name in sorted(set(child) & set(expected))
-        if list(reference[expected[name]]) != list(child[name])
+        if shapes[name] != list(child[name])
     ]
     if faults:
         raise SurgeryError(
             f"{anatomy.model_type!r} cannot be cut exactly from {anatomy.depth} to {len(layers)} layers: {faults[0]}"
             + (f" (and {len(faults) - 1} more)." if len(faults) > 1 else ".")
         )
+
+
+def _child_shape(name: str, shape: Sequence[int], anatomy: Anatomy, layers: Sequence[int]) -> list[int]:
+    """The shape of a reference's tensor in the child: its own, or its leading blocks where it is packed over depth."""
+    packed = packed_over_depth(name, shape, anatomy.depth, len(layers)) if is_prefix(layers) else None
+    return list(packed or shape)

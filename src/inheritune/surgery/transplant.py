@@ -13,9 +13,9 @@ import torch
 
 from inheritune.errors import SurgeryError
 from inheritune.runs import new_folder, write_json
-from inheritune.surgery.certificate import FILE, Certificate, TensorOrigin
+from inheritune.surgery.certificate import FILE, Certificate, Operation, TensorOrigin
 from inheritune.surgery.cut import Cut, plan_cut
-from inheritune.surgery.folder import INDEX, WEIGHTS, Weights, check_files, load_model, resolve
+from inheritune.surgery.folder import INDEX, WEIGHTS, Weights, check_files, encode_floats, load_model, resolve
 from inheritune.surgery.proof import Trace, fits_in_memory, largest_difference, trace
 from inheritune.surgery.selection import is_prefix
 from inheritune.surgery.tensor_file import FLOATS, Piece, TensorEntry, read_header, sha256, split_shards, write_file
@@ -76,7 +76,7 @@ def inherit(
     if not any(path.is_file() for pattern in TOKENIZER_FILES for path in folder.glob(pattern)):
         notes.append("the reference has no tokenizer files, so the child has none")
     with new_folder(target) as new:
-        write_json(new / "config.json", cut.config)
+        write_json(new / "config.json", encode_floats(cut.config))
         hashes = _write_weights(new, cut.pieces, max_shard_bytes)
         _copy_files(folder, new)
         if verify:
@@ -84,12 +84,13 @@ def inherit(
         difference = None if expected is None else _compare(expected, new, cut)
         if verify and expected is None and not quantised and fits_in_memory([piece.source for piece in cut.pieces]):
             load_model(new)
+        operations: dict[str, Operation] = {piece.name: "slice" if piece.leading else "copy" for piece in cut.pieces}
         certificate = Certificate(
             kind="bytes" if difference is None else "prefix",
             reference=str(reference),
             layers=cut.layers,
             max_abs_difference=difference,
-            tensors={name: TensorOrigin(cut.origins[name], "copy", hashes[name]) for name in sorted(hashes)},
+            tensors={name: TensorOrigin(cut.origins[name], operations[name], hashes[name]) for name in sorted(hashes)},
             notes=tuple(notes),
         )
         certificate.save(new)

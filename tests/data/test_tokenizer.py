@@ -1,0 +1,126 @@
+import hashlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, processors
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from inheritune.data.tokenizer import copy_tokenizer, open_tokenizer, train_tokenizer
+from inheritune.errors import DataError
+
+
+def save(folder, tokenizer, *, before=None, after=None, **tokens):
+    """Save a fast tokenizer that puts special tokens before or after a text; gives the folder."""
+    backend = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
+    special = [token for token in (before, after) if token]
+    backend.add_special_tokens([*special, *tokens.values()])
+    if special:
+        backend.post_processor = processors.TemplateProcessing(
+            single=[*([before] if before else []), "$A", *([after] if after else [])],
+            special_tokens=[(token, backend.token_to_id(token)) for token in special],
+        )
+    PreTrainedTokenizerFast(tokenizer_object=backend, **tokens).save_pretrained(folder)
+    return folder, backend
+
+
+def test_every_text_survives_encoding_and_decoding(tokenizer):
+    opened = open_tokenizer(tokenizer)
+
+    @given(st.text(max_size=60))
+    def check(text):
+        (ids,) = opened.encode_batch([text])
+        assert opened.decode(ids) == text
+        assert all(0 <= each < opened.vocab_size for each in ids)
+
+    check()
+
+
+def test_end_of_text_is_id_zero_and_auto_tokenizer_loads_the_folder(tokenizer):
+    opened = open_tokenizer(tokenizer)
+    assert opened.end_of_text_id == 0
+    loaded = AutoTokenizer.from_pretrained(tokenizer)
+    assert (loaded.eos_token_id, loaded.bos_token_id, len(loaded)) == (0, 0, opened.vocab_size)
+    assert loaded("the layer 漢字").input_ids == opened.encode_batch(["the layer 漢字"])[0]
+
+
+def test_the_same_texts_give_the_same_tokenizer_bytes(tmp_path, texts):
+    folders = [train_tokenizer(iter(texts(100)), 350, tmp_path / name) for name in "ab"]
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes()
+    opened = open_tokenizer(folders[0])
+    assert opened.vocab_size == 350
+    assert opened.sha256 == hashlib.sha256((folders[0] / "tokenizer.json").read_bytes()).hexdigest()
+
+
+def test_a_text_that_names_a_special_token_does_not_become_it(tokenizer):
+    opened = open_tokenizer(tokenizer)
+    (ids,) = opened.encode_batch(["a<|endoftext|>b"])
+    assert opened.end_of_text_id not in ids
+    assert opened.decode(ids) == "a<|endoftext|>b"
+
+
+def test_offsets_point_at_the_characters_of_each_token(tokenizer):
+    text = "the layer keeps what it learned"
+    ids, offsets = open_tokenizer(tokenizer).encode_with_offsets(text)
+    assert "".join(text[begin:end] for begin, end in offsets) == text
+    assert len(ids) == len(offsets)
+
+
+def test_what_the_tokenizer_puts_in_front_goes_before_its_eos(tmp_path, tokenizer):
+    folder, backend = save(tmp_path, tokenizer, before="<s>", bos_token="<s>", eos_token="</s>")
+    assert open_tokenizer(folder).end_of_text_id == backend.token_to_id("<s>")
+
+
+def test_a_token_that_is_put_behind_a_text_is_not_taken_for_one_in_front(tmp_path, tokenizer):
+    folder, backend = save(tmp_path, tokenizer, after="</e>", bos_token="<s>", eos_token="</s>")
+    assert open_tokenizer(folder).end_of_text_id == backend.token_to_id("</s>")
+
+
+def test_the_bos_is_taken_where_there_is_no_eos(tmp_path, tokenizer):
+    folder, backend = save(tmp_path, tokenizer, bos_token="<s>")
+    assert open_tokenizer(folder).end_of_text_id == backend.token_to_id("<s>")
+
+
+def test_a_tokenizer_without_any_such_token_is_refused(tmp_path, tokenizer):
+    folder, _ = save(tmp_path, tokenizer)
+    with pytest.raises(DataError, match="Set eos_token"):
+        open_tokenizer(folder)
+
+
+def test_special_tokens_are_not_added_to_a_text(tmp_path, tokenizer):
+    folder, _ = save(tmp_path, tokenizer, before="<s>", after="</e>", bos_token="<s>", eos_token="</s>")
+    texts = ["the layer", ""]
+    assert open_tokenizer(folder).encode_batch(texts) == open_tokenizer(tokenizer).encode_batch(texts)
+
+
+def test_a_copied_tokenizer_is_the_same_byte_for_byte(tmp_path, tokenizer):
+    copy_tokenizer(tokenizer, tmp_path / "copy")
+    assert open_tokenizer(tmp_path / "copy").sha256 == open_tokenizer(tokenizer).sha256
+
+
+def test_a_folder_without_a_tokenizer_or_with_a_damaged_one_is_refused(tmp_path):
+    with pytest.raises(DataError, match="there is no folder"):
+        open_tokenizer(tmp_path / "missing")
+    with pytest.raises(DataError, match="has no tokenizer"):
+        open_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(DataError, match="cannot be used as a fast tokenizer"):
+        open_tokenizer(tmp_path)
+
+
+def test_no_text_and_too_small_a_vocabulary_are_refused_and_leave_nothing(tmp_path):
+    with pytest.raises(DataError, match="at least 257 entries"):
+        train_tokenizer(["x"], 256, tmp_path / "t")
+    with pytest.raises(DataError, match="no text to make a tokenizer from"):
+        train_tokenizer([], 300, tmp_path / "t")
+    assert not (tmp_path / "t").exists()
+
+
+def test_an_error_in_the_texts_comes_out_as_it_is(tmp_path):
+    def broken():
+        yield "one"
+        raise DataError("line 2")
+
+    with pytest.raises(DataError, match="line 2"):
+        train_tokenizer(broken(), 300, tmp_path / "t")
