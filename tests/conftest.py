@@ -1,5 +1,7 @@
 """Tiny random references of the ten families of the design (two Gemmas), built on the spot, offline, on the CPU."""
 
+import json
+import random
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +12,8 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+from inheritune.data.shards import prepare
 
 hypothesis.settings.register_profile("house", deadline=None)  # a busy machine is not a fault of the code
 hypothesis.settings.load_profile("house")
@@ -132,3 +136,27 @@ def build_model() -> BuildModel:
 def save_reference() -> SaveReference:
     """``save_reference(family, folder, with_tokenizer=True, *, max_shard_size="5GB", **config_overrides) -> Path``."""
     return tiny_reference
+
+
+def tiny_texts(count: int = 260) -> list[str]:
+    """Short texts with something to learn: words of a small seeded vocabulary."""
+    words = ["the", "layer", "child", "keeps", "first", "deep", "loss", "falls", "slowly", "and", "then", "grows"]
+    generator = random.Random(0)
+    return [f"{number}: " + " ".join(generator.choices(words, k=generator.randint(5, 30))) for number in range(count)]
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """260 tiny documents as JSON lines."""
+    path = tmp_path_factory.mktemp("text") / "words.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in tiny_texts()), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_shards(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny documents as shards under the byte tokenizer: about 20 thousand training tokens."""
+    folder = tmp_path_factory.mktemp("shards")
+    byte_tokenizer().save_pretrained(folder / "tokenizer")
+    prepare([str(text_file)], folder / "data", tokenizer=folder / "tokenizer", min_documents=60)
+    return folder / "data"

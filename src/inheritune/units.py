@@ -1,13 +1,75 @@
-def format_count(n):
-    for s, d in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if n >= d:
-            return f"{n / d:.1f}{s}"
-    return str(n)
+"""Quantities with units: read from a recipe, shown on a terminal. No torch in here."""
+
+import math
+import re
+
+SCALES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
+
+QUANTITY = re.compile(r"\s*([+-]?(?:\d[\d_]*\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*([kmbt]?)\s*", re.IGNORECASE)
 
 
-def format_duration(s):
-    return f"{s / 60:.1f} min"
+def parse_quantity(value: str | int | float) -> int:
+    """A whole number, written as ``12``, ``131k``, ``0.5M``, ``1B`` or ``1e9``; k, M, B and T are powers of 1,000.
+
+    Raises:
+        ValueError: it is not such a number, or not whole.
+    """
+    if isinstance(value, bool):
+        raise ValueError(f"{value!r} is not a quantity; write a number such as 12, 131k or 1B")
+    if isinstance(value, str):
+        match = QUANTITY.fullmatch(value)
+        if not match:
+            raise ValueError(f"{value!r} is not a quantity; write a number such as 12, 131k or 1B")
+        number = float(match[1]) * SCALES[match[2].lower()]
+        whole = int(match[1].replace("_", "")) * SCALES[match[2].lower()] if match[1].strip("+-").isdecimal() else None
+    else:
+        number, whole = float(value), value if isinstance(value, int) else None
+    if whole is not None:
+        return whole
+    if not math.isfinite(number) or abs(number - round(number)) > 1e-6 * max(1.0, abs(number)):
+        raise ValueError(f"{value!r} is not a whole number; write one such as 12, 131k or 1B")
+    return round(number)
 
 
-def format_bytes(n):
-    return f"{n / 1e6:.0f} MB"
+def parse_fraction(value: str | float) -> float:
+    """A part of a whole, written as ``0.05``, ``5%`` or ``0.1%``.
+
+    Raises:
+        ValueError: it is no number, or not from 0 to 1.
+    """
+    if isinstance(value, bool):
+        raise ValueError(f"{value!r} is not a fraction; write 0.05 or 5%")
+    text = str(value).strip()
+    try:
+        number = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        raise ValueError(f"{value!r} is not a fraction; write 0.05 or 5%") from None
+    if not 0 <= number <= 1:
+        raise ValueError(f"{value!r} is not from 0 to 1; write 0.05 or 5%")
+    return number
+
+
+def format_count(count: int) -> str:
+    """A count in three or four digits: ``987``, ``4.1k``, ``41.9M``, ``1.82B``."""
+    for suffix, scale in (("B", 10**9), ("M", 10**6), ("k", 10**3)):
+        if abs(count) >= 0.9995 * scale and (scale > 1000 or abs(count) >= 1000):
+            number = count / scale
+            return f"{number:.2f}{suffix}" if suffix == "B" else f"{number:.1f}{suffix}"
+    return str(count)
+
+
+def format_bytes(count: int) -> str:
+    """Bytes in powers of 1,000: ``512 B``, ``4.2 MB``, ``21.8 GB``."""
+    for unit, scale in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= scale:
+            return f"{count / scale:.1f} {unit}"
+    return f"{count} B"
+
+
+def format_duration(seconds: float) -> str:
+    """A time in its two largest units: ``42 s``, ``3 min 20 s``, ``2 h 24 min``, ``3 d 4 h``."""
+    whole = round(seconds)
+    for large, small, scale, sub in (("d", "h", 86400, 3600), ("h", "min", 3600, 60), ("min", "s", 60, 1)):
+        if whole >= scale:
+            return f"{whole // scale} {large} {whole % scale // sub} {small}"
+    return f"{whole} s"

@@ -3,6 +3,7 @@
 import os
 import shutil
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -19,6 +20,10 @@ MICRO_BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
 
 COMPILE_FROM_FLOPS = 3e13
 """Automatic compilation starts here: below, compiling costs more than it saves (about 200 s on two cores)."""
+
+
+COMPILER_WARNINGS = (r"`torch\.jit", r"The \.grad attribute of a Tensor that is not a leaf")
+"""Said by torch's compiler about its own code while it compiles ours; nothing that a user could change."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +150,10 @@ def computing_as(choices: Choices) -> Iterator[None]:
     torch.set_num_threads(choices.threads)
     torch.use_deterministic_algorithms(choices.deterministic)
     try:
-        yield
+        with warnings.catch_warnings():
+            for message in COMPILER_WARNINGS:
+                warnings.filterwarnings("ignore", message)
+            yield
     finally:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
