@@ -5,6 +5,7 @@ schema.
 """
 
 import difflib
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -248,7 +249,7 @@ class Recipe(_Part):
     """Of the choice and order of documents, the initialisers and the bootstrap."""
 
     @classmethod
-    def load(cls, path: str | Path, overrides: Mapping[str, Any] = {}) -> "Recipe":  # noqa: B006  (never mutated)
+    def load(cls, path: str | Path, overrides: Mapping[str, Any] = {}) -> "Recipe":
         """Read a YAML recipe.
 
         Args:
@@ -286,7 +287,7 @@ class _Loader(yaml.SafeLoader):
 
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    __import__("re").compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)|[+-]?(?:\d+\.\d*|\.\d+)|[+-]?\.inf|\.nan"),
+    re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)|[+-]?(?:\d+\.\d*|\.\d+)|[+-]?\.inf|\.nan"),
     list("+-0123456789."),
 )
 
@@ -307,7 +308,7 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
         twice = [f"{path}:{line}: {key}: given twice" for key, line in _duplicates(node)]
         if twice:
             raise RecipeError("\n".join(twice))
-        values = yaml.load(text, Loader=_Loader)  # noqa: S506  (a SafeLoader)
+        values = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
@@ -343,7 +344,7 @@ def _plain(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return yaml.load(value, Loader=_Loader)  # noqa: S506  (a SafeLoader)
+        return yaml.load(value, Loader=_Loader)
     except yaml.YAMLError:
         return value
 
@@ -417,11 +418,7 @@ def _key_of(location: tuple[int | str, ...], lines: dict[str, int]) -> str:
     """The dotted key of a pydantic location, without the names of union members in it."""
     key: list[str] = []
     for part in map(str, location):
-        if ".".join([*key, part]) in lines or ".".join([*key, part]) in known_keys():
-            key.append(part)
-        elif part in SourceRecipe.model_fields and key[:2] == ["data", "sources"]:
-            key.append(part)
-        elif not key or location[-1] == part and _is_unknown(part):
+        if ".".join([*key, part]) in lines or ".".join([*key, part]) in known_keys() or (part in SourceRecipe.model_fields and key[:2] == ["data", "sources"]) or not key or (location[-1] == part and _is_unknown(part)):
             key.append(part)
     return ".".join(key)
 
@@ -438,6 +435,22 @@ def _and_parents(key: str) -> Iterator[str]:
         key = key.rpartition(".")[0]
 
 
+def train_recipe(values: Mapping[str, str]) -> TrainRecipe:
+    """The train part alone, from the command line's words.
+
+    Raises:
+        RecipeError: a key that the part does not have.
+        ValidationError: a value that its key does not take.
+    """
+    keys = {key.replace("-", "_"): _plain(value) for key, value in values.items()}
+    for key in keys:
+        if key not in TrainRecipe.model_fields:
+            near = difflib.get_close_matches(key, TrainRecipe.model_fields, n=1)
+            hint = f" Nearest is --{near[0].replace('_', '-')}." if near else ""
+            raise RecipeError(f"--{key.replace('_', '-')}: there is no such key.{hint}")
+    return TrainRecipe(**keys)
+
+
 def recipe_differences(old: Recipe, new: Recipe) -> list[str]:
     """What differs, as ``train.peak_lr: 0.0003 -> 0.0002``."""
     before, after = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
@@ -452,7 +465,9 @@ def _flat(value: Any, key: str = "") -> dict[str, Any]:
     """Dotted keys to plain values."""
     if not isinstance(value, dict):
         return {key: value}
-    return {inner: v for name, each in value.items() for inner, v in _flat(each, f"{key}.{name}" if key else name).items()}
+    return {
+        inner: v for name, each in value.items() for inner, v in _flat(each, f"{key}.{name}" if key else name).items()
+    }
 
 
 COMMENTED_VALUES = {

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from difflib import get_close_matches
 from types import NoneType
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -23,6 +23,19 @@ Section = TypeVar("Section", bound=BaseModel)
 COMMENT_WIDTH = 110
 VALUE_WIDTH = 60
 """Characters of a wrong value that are shown."""
+
+WANTED = {
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "finite_number": "a finite number",
+    "string_type": "text (put it in quotes if it looks like a number)",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+}
+"""What each kind of pydantic error means to a user; the other kinds say it themselves."""
 
 
 def checked(model: type[Section], read: RecipeText, *, name: str, overrides: Mapping[str, Any]) -> Section:
@@ -55,6 +68,8 @@ def checked(model: type[Section], read: RecipeText, *, name: str, overrides: Map
         made = model.model_validate(values)
     except ValidationError as error:
         for detail in error.errors(include_url=False):
+            if detail["type"] == "too_short" and detail["input"]:
+                continue  # the items that are there are wrong themselves, and are named
             path = _path_of(model, detail)
             line = _line_of(path, read.lines)
             flag = _longest(path, origins)
@@ -73,6 +88,7 @@ def section_comments(model: type[BaseModel], *, commented_out: tuple[str, ...] =
         commented_out: keys that are shown, but left to their defaults.
     """
     lines: list[str] = []
+    after_section = False
     for key, field in model.model_fields.items():
         section = _section_of(field.annotation)
         prefix = "# " if key in commented_out or (section is not None and field.default is None) else ""
@@ -83,8 +99,10 @@ def section_comments(model: type[BaseModel], *, commented_out: tuple[str, ...] =
             value = field.examples[0] if field.examples else field.default
             body = [f"{key}: {write_value(json.loads(json.dumps(value)))}"]
             about = field.description or ""
-        lines += ["", *_comment(about)] if section is not None and not prefix else _comment(about)
-        lines += [f"{prefix}{line}".rstrip() for line in body]
+        stands_apart = section is not None and not prefix
+        lines += [""] if lines and (stands_apart or after_section) else []
+        lines += [*_comment(about), *(f"{prefix}{line}".rstrip() for line in body)]
+        after_section = stands_apart
     return lines
 
 
@@ -130,16 +148,15 @@ def _given(field: FieldInfo, value: Any) -> Any:
     """An override's value: text is read as a recipe would, but a field for text takes it as it is."""
     if not isinstance(value, str):
         return value
-    kinds = set(get_args(field.annotation)) or {field.annotation}
-    is_text = any(kind is str or (get_origin(kind) and str in get_args(kind)[:1]) for kind in kinds)
-    if is_text and get_origin(field.annotation) is not tuple and kinds <= {str, NoneType, *_text_kinds(kinds)}:
+    kinds = {_bare(kind) for kind in get_args(field.annotation) or (field.annotation,)}
+    if kinds <= {str, NoneType}:
         return None if value == "null" and NoneType in kinds else value
     return read_value(value)
 
 
-def _text_kinds(kinds: set[Any]) -> set[Any]:
-    """``Annotated[str, ...]`` among the kinds of a union."""
-    return {kind for kind in kinds if get_args(kind)[:1] == (str,)}
+def _bare(kind: Any) -> Any:
+    """``str`` of ``Annotated[str, ...]``."""
+    return get_args(kind)[0] if get_origin(kind) is Annotated else kind
 
 
 def _set(values: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
@@ -176,7 +193,8 @@ def _line_of(path: KeyPath, lines: Mapping[KeyPath, int]) -> int:
 
 def _longest(path: KeyPath, origins: Mapping[KeyPath, str]) -> str | None:
     """The override that gave this key, or gave the section around it."""
-    return next((origins[path[:size]] for size in range(len(path), 0, -1) if path[:size] in origins), None)
+    around = (origins[path[:size]] for size in range(len(path), 0, -1) if path[:size] in origins)
+    return next(around, None)
 
 
 def _what(model: type[BaseModel], path: KeyPath, detail: ErrorDetails) -> str:
@@ -191,15 +209,14 @@ def _what(model: type[BaseModel], path: KeyPath, detail: ErrorDetails) -> str:
     shown = f" (got {_short(given)})"
     if kind == "value_error":
         what = detail["msg"].removeprefix("Value error, ")
-        return what if isinstance(given, Mapping) or repr(given) in what else what + shown
+        return what if isinstance(given, Mapping) or what.startswith(repr(given)) else what + shown
     if kind in ("model_type", "model_attributes_type", "dict_type"):
         return f"should be a section of keys, not one value{shown}"
     if kind in ("tuple_type", "list_type"):
         return f"should be a list, such as [{given}]" if isinstance(given, str) else f"should be a list{shown}"
     if kind in ("too_short", "string_too_short"):
         return f"should not be empty{shown}"
-    what = detail["msg"].removeprefix("Input should be ").removeprefix("a valid ")
-    return f"should be {what}{shown}"
+    return f"should be {WANTED.get(kind, detail['msg'].removeprefix('Input should be '))}{shown}"
 
 
 def _nearest_key(model: type[BaseModel], path: KeyPath) -> str:

@@ -1,0 +1,80 @@
+"""The command line: one file per verb, each of which calls one function of the library."""
+
+import sys
+import traceback
+from importlib.metadata import version
+
+from cyclopts import App, CycloptsError
+
+from inheritune.cli.demo import demo
+from inheritune.cli.eval import evaluate
+from inheritune.cli.inherit import inherit
+from inheritune.cli.init import init
+from inheritune.cli.prepare import prepare
+from inheritune.cli.report import report
+from inheritune.cli.run import run
+from inheritune.cli.train import train
+from inheritune.errors import InherituneError, RecipeError, Stopped
+
+HELP = """Make a small base language model from a big one.
+
+Keep the reference's first layers, train them on a small share of the data, add layers until the validation loss
+matches. Start with `inheritune demo`, then `inheritune init` and `inheritune run`.
+"""
+
+
+def build_app() -> App:
+    """The command line with all its verbs."""
+    app = App(name="inheritune", help=HELP, version=lambda: version("inheritune"))
+    for verb, function in {
+        "demo": demo,
+        "init": init,
+        "run": run,
+        "inherit": inherit,
+        "prepare": prepare,
+        "train": train,
+        "eval": evaluate,
+        "report": report,
+    }.items():
+        app.command(function, name=verb)
+    return app
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parse, run, and exit with the code that the design gives to each end.
+
+    ``--debug`` anywhere shows the traceback of an error.
+    """
+    given = sys.argv[1:] if arguments is None else arguments
+    words = [word for word in given if word != "--debug"]
+    sys.exit(_run(words, debug="--debug" in given))
+
+
+def _run(words: list[str], *, debug: bool) -> int:
+    """Run one command; gives its exit code."""
+    try:
+        code = build_app()(words, exit_on_error=False, print_error=False, result_action="return_value")
+        return code if isinstance(code, int) else 0
+    except CycloptsError as error:
+        return _say(RecipeError(f"{error}\nTry `inheritune {words[0] if words else ''} --help`."), debug=debug)
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return stopped.exit_code
+    except InherituneError as error:
+        return _say(error, debug=debug)
+    except KeyboardInterrupt:
+        print("interrupted; run the same command to go on from the last checkpoint.", file=sys.stderr)
+        return Stopped.exit_code
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+    except OSError as error:
+        return _say(InherituneError(f"{error}. Check the path, its permissions and the free space."), debug=debug)
+
+
+def _say(error: InherituneError, *, debug: bool) -> int:
+    """One message on stderr; the traceback only where it was asked for."""
+    if debug:
+        traceback.print_exc()
+    print(f"error: {error}", file=sys.stderr)
+    return error.exit_code
