@@ -2,14 +2,17 @@
 
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from inheritune import runs
+from inheritune.data.standard_library import write_standard_library
 from inheritune.errors import RecipeError
 from inheritune.growth.record import provenance, provenance_of_inputs, record
-from inheritune.growth.rounds import Run, search
+from inheritune.growth.rounds import Run, make_reference, search
 from inheritune.machine.stop import stop_on_signals
 from inheritune.recipe import Recipe, recipe_differences
 from inheritune.reporting.card import write_card
@@ -52,6 +55,56 @@ def grow(recipe: Recipe, *, fresh: bool = False, progress: Progress | None = Non
         RecipeError: the run folder was made by another recipe, or another process is at work in it.
         Stopped: stopped on request, saved.
     """
+    with _open_run(recipe, fresh=fresh, progress=progress) as run:
+        folder = run.folder
+        if (folder / "summary.json").exists():
+            run.progress.say(f"{folder} is done already; --fresh starts over")
+            return GrowthResult(folder, runs.read_json(folder / "summary.json"), report(folder))
+        found = search(run)
+        known = runs.read_json(folder / "provenance.json")
+        runs.write_json(folder / "provenance.json", {**known, **provenance_of_inputs(run, found)})
+        summary = record(run, found)
+        write_card(folder / "model", folder)
+        return GrowthResult(folder, summary, report(folder))
+
+
+def demo(
+    run_dir: str | Path = "runs/demo",
+    *,
+    fresh: bool = False,
+    from_scratch: bool = False,
+    progress: Progress | None = None,
+) -> GrowthResult:
+    """The main job on text and a reference that every installation has.
+
+    Args:
+        run_dir: folder of the run. The text lies beside it as ``NAME-text.jsonl``, and with ``from_scratch`` the
+            reference's own run as ``NAME-reference``.
+        fresh: start over.
+        from_scratch: make the reference by its recipe first, instead of taking the one that comes with the package.
+        progress: where to show what happens; the terminal by default.
+    """
+    folder = Path(run_dir)
+    text = folder.with_name(f"{folder.name}-text.jsonl")
+    if not text.exists():
+        write_standard_library(text)
+    shipped = Path(__file__).parent / "recipes"
+    reference = shipped / "demo_reference"
+    given = {"data.sources": [str(text)]}
+    if from_scratch:
+        making_folder = folder.with_name(f"{folder.name}-reference")
+        making = Recipe.load(shipped / "demo-reference.yaml", {**given, "run-dir": str(making_folder)})
+        with _open_run(making, fresh=fresh, progress=progress) as run:
+            reference = make_reference(run)
+    recipe = Recipe.load(
+        shipped / "demo.yaml", {**given, "run-dir": str(folder), "reference.model": str(reference)}
+    )
+    return grow(recipe, fresh=fresh, progress=progress)
+
+
+@contextmanager
+def _open_run(recipe: Recipe, *, fresh: bool, progress: Progress | None) -> Iterator[Run]:
+    """The run folder, locked and claimed for this recipe, with its signals and its terminal."""
     folder = Path(recipe.run_dir)
     progress = progress or Terminal()
     with runs.locked(folder), stop_on_signals() as stop:
@@ -59,18 +112,10 @@ def grow(recipe: Recipe, *, fresh: bool = False, progress: Progress | None = Non
             _clear(folder)
         _claim(folder, recipe)
         run = Run(recipe=recipe, folder=folder, stop=stop, progress=progress)
+        if not (folder / "provenance.json").exists():
+            runs.write_json(folder / "provenance.json", provenance(run, sys.argv, runs.now_utc()))
         try:
-            if (folder / "summary.json").exists():
-                progress.say(f"{folder} is done already; --fresh starts over")
-                return GrowthResult(folder, runs.read_json(folder / "summary.json"), report(folder))
-            if not (folder / "provenance.json").exists():
-                runs.write_json(folder / "provenance.json", provenance(run, sys.argv, runs.now_utc()))
-            found = search(run)
-            known = runs.read_json(folder / "provenance.json")
-            runs.write_json(folder / "provenance.json", {**known, **provenance_of_inputs(run, found)})
-            summary = record(run, found)
-            write_card(folder / "model", folder)
-            return GrowthResult(folder, summary, report(folder))
+            yield run
         finally:
             progress.close()
 

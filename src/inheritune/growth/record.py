@@ -203,6 +203,6 @@ def provenance_of_inputs(run: Run, found: Found) -> dict[str, Any]:
             "sha256": found.shards.sha256,
             "tokens": found.shards.sequence("train").num_tokens,
             "documents": found.shards.sequence("train").num_documents,
-            "domains": sorted(manifest["splits"]["train"]["domains"]) if "splits" in manifest else [],
+            "domains": manifest["splits"]["train"]["domains"],
         },
     }

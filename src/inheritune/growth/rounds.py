@@ -166,7 +166,13 @@ def _reference_and_shards(run: Run) -> tuple[Path, Shards]:
     if recipe.reference.model is not None:
         folder = resolve(recipe.reference.model, recipe.reference.revision)
         return folder, _shards(run, folder)
-    making = recipe.reference.train
+    folder = make_reference(run)
+    return folder, _shards(run, folder)
+
+
+def make_reference(run: Run) -> Path:
+    """Train the reference that the recipe describes, on the run's data; gives its model folder."""
+    recipe, making = run.recipe, run.recipe.reference.train
     assert making is not None
     stage = run.stage("reference")
     tokenizer = Path(making.tokenizer) if making.tokenizer else stage / "tokenizer"
@@ -196,7 +202,7 @@ def _reference_and_shards(run: Run) -> tuple[Path, Shards]:
         record_event=lambda kind, message: run.event("reference", kind, message),
     )
     shutil.rmtree(start, ignore_errors=True)
-    return stage / "model", shards
+    return stage / "model"
 
 
 def _sources(recipe: Recipe) -> list[Any]:
