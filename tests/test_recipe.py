@@ -1,0 +1,133 @@
+import pytest
+from pydantic import ValidationError
+
+from inheritune.errors import RecipeError
+from inheritune.recipe import Recipe, commented_recipe, known_keys, recipe_differences
+
+SMALL = "reference: {model: some/model}\ndata: {sources: [text]}\n"
+
+
+@pytest.fixture
+def load(tmp_path):
+    def load(text, overrides={}):  # noqa: B006
+        path = tmp_path / "my.yaml"
+        path.write_text(text, encoding="utf-8")
+        return Recipe.load(path, overrides)
+
+    return load
+
+
+def problems(load, text, overrides={}):  # noqa: B006
+    with pytest.raises(RecipeError) as refused:
+        load(text, overrides)
+    return str(refused.value)
+
+
+def test_the_smallest_recipe_has_the_defaults_of_the_design(load):
+    recipe = load(SMALL)
+    assert recipe.run_dir == "runs/my"
+    assert (recipe.growth.mode, recipe.growth.step, recipe.growth.margin) == ("restart", 2, 0.01)
+    assert (recipe.train.peak_lr, recipe.train.schedule, recipe.train.validations) == (3e-4, "wsd", 20)
+    assert recipe.baselines == ["scratch"]
+
+
+def test_a_recipe_has_at_most_sixty_keys():
+    keys = known_keys()
+    leaves = [key for key in keys if not any(other.startswith(f"{key}.") for other in keys)]
+    assert 30 < len(leaves) <= 60
+
+
+def test_quantities_are_read_with_their_units(load):
+    recipe = load(SMALL + "train: {batch_tokens: 131k, peak_lr: 2e-4, warmup_fraction: 5%}\n")
+    assert (recipe.train.batch_tokens, recipe.train.peak_lr) == (131_000, 2e-4)
+    assert recipe.train.warmup_fraction == pytest.approx(0.05)
+
+
+def test_a_resolved_recipe_loads_back_equal(load):
+    recipe = load(SMALL + "seed: 7\ngrowth: {target: 3.2}\ntrain: {compile: false, micro_batch: 4}\n")
+    assert load(recipe.dump()) == recipe
+
+
+def test_a_recipe_cannot_be_edited(load):
+    with pytest.raises(ValidationError, match="frozen"):
+        load(SMALL).seed = 3
+
+
+def test_all_problems_come_at_once_with_file_line_and_nearest_key(load):
+    said = problems(
+        load,
+        "reference: {modle: x}\n"
+        "data:\n"
+        "  sources: []\n"
+        "  token_budgte: 3\n"
+        "  sequence_length: banana\n"
+        "train: {peak_lr: -1, schedule: wds, compile: maybe}\n"
+        "growth: {mode: continue}\n"
+        "trian: 3\n",
+        {"train.peak-lrr": "1", "train.passes": "x"},
+    )
+    for line in (
+        "my.yaml:1: reference.modle: there is no such key. Nearest is reference.model.",
+        "my.yaml:3: data.sources: List should have at least 1 item",
+        "my.yaml:4: data.token_budgte: there is no such key. Nearest is data.token_budget.",
+        "my.yaml:5: data.sequence_length: 'banana' is not a quantity",
+        "my.yaml:6: train.peak_lr: Input should be greater than 0 (got -1)",
+        "my.yaml:6: train.schedule: Input should be 'wsd' or 'cosine' (got 'wds')",
+        "my.yaml:6: train.compile:",
+        "my.yaml:7: growth.mode: Input should be 'restart' (got 'continue')",
+        "my.yaml:8: trian: there is no such key. Nearest is train.",
+        "--train.peak-lrr: there is no such key. Nearest is --train.peak-lr.",
+        "--train.passes: 'x' is not a quantity",
+    ):
+        assert line in said.replace(str(load.__closure__[0].cell_contents) + "/", ""), line
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "is empty"),
+        ("- a\n- b\n", "a recipe is a mapping"),
+        ("reference: [\n", "my.yaml:2: not YAML"),
+        (SMALL + "seed: 1\nseed: 2\n", "my.yaml:4: seed: given twice"),
+        ("data: {sources: [a]}\n", "reference: this key is needed and missing"),
+        ("reference: {}\ndata: {sources: [a]}\n", "exactly one of reference.model and reference.train"),
+        (
+            "reference: {model: a, train: {config: {}}}\ndata: {sources: [a]}\n",
+            "exactly one of reference.model and reference.train",
+        ),
+        ("reference: {model: a}\ndata: {sources: [{path: a, hub: b}]}\n", "exactly one of path and hub"),
+    ],
+)
+def test_a_recipe_that_is_none_is_refused(text, said, load):
+    assert said in problems(load, text)
+
+
+def test_a_missing_file_says_how_to_write_one(tmp_path):
+    with pytest.raises(RecipeError, match="inheritune init"):
+        Recipe.load(tmp_path / "nowhere.yaml")
+
+
+def test_overrides_win_over_the_file_in_kebab_case(load):
+    recipe = load(SMALL + "train: {peak_lr: 1e-3}\n", {"train.peak-lr": "2e-4", "data.sources": "[a, b]", "seed": "3"})
+    assert (recipe.train.peak_lr, recipe.data.sources, recipe.seed) == (2e-4, ["a", "b"], 3)
+
+
+def test_fields_of_the_reference_config_are_free(load):
+    recipe = load("reference: {train: {config: {model_type: llama, hidden_size: 64}}}\ndata: {sources: [a]}\n")
+    assert recipe.reference.train.config == {"model_type": "llama", "hidden_size": 64}
+
+
+def test_the_commented_recipe_names_every_key_and_loads(load):
+    text = commented_recipe()
+    for key in known_keys():
+        if not key.startswith("reference.train."):
+            assert f"{key.rpartition('.')[2]}:" in text, key
+    recipe = load(text)
+    assert recipe.data.token_budget == 10**9
+    assert recipe.train == load(SMALL).train
+
+
+def test_differences_are_named_key_by_key(load):
+    old, new = load(SMALL), load(SMALL, {"train.peak-lr": "2e-4", "growth.margin": "0.02"})
+    assert recipe_differences(old, new) == ["growth.margin: 0.01 -> 0.02", "train.peak_lr: 0.0003 -> 0.0002"]
+    assert recipe_differences(old, old) == []
