@@ -7,7 +7,16 @@ from inheritune.units import format_bytes, format_count, format_duration, parse_
 
 @pytest.mark.parametrize(
     ("text", "number"),
-    [("1B", 10**9), ("131k", 131_000), ("0.5M", 500_000), ("12", 12), (12, 12), ("1e9", 10**9), ("2.5k", 2500), (3.0, 3)],
+    [
+        ("1B", 10**9),
+        ("131k", 131_000),
+        ("0.5M", 500_000),
+        ("12", 12),
+        (12, 12),
+        ("1e9", 10**9),
+        ("2.5k", 2500),
+        (3.0, 3),
+    ],
 )
 def test_quantities_are_read(text, number):
     assert parse_quantity(text) == number

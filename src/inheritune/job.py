@@ -96,9 +96,7 @@ def demo(
         making = Recipe.load(shipped / "demo-reference.yaml", {**given, "run-dir": str(making_folder)})
         with _open_run(making, fresh=fresh, progress=progress) as run:
             reference = make_reference(run)
-    recipe = Recipe.load(
-        shipped / "demo.yaml", {**given, "run-dir": str(folder), "reference.model": str(reference)}
-    )
+    recipe = Recipe.load(shipped / "demo.yaml", {**given, "run-dir": str(folder), "reference.model": str(reference)})
     return grow(recipe, fresh=fresh, progress=progress)
 
 

@@ -418,7 +418,13 @@ def _key_of(location: tuple[int | str, ...], lines: dict[str, int]) -> str:
     """The dotted key of a pydantic location, without the names of union members in it."""
     key: list[str] = []
     for part in map(str, location):
-        if ".".join([*key, part]) in lines or ".".join([*key, part]) in known_keys() or (part in SourceRecipe.model_fields and key[:2] == ["data", "sources"]) or not key or (location[-1] == part and _is_unknown(part)):
+        if (
+            ".".join([*key, part]) in lines
+            or ".".join([*key, part]) in known_keys()
+            or (part in SourceRecipe.model_fields and key[:2] == ["data", "sources"])
+            or not key
+            or (location[-1] == part and _is_unknown(part))
+        ):
             key.append(part)
     return ".".join(key)
 

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -31,4 +33,4 @@ def test_depths_rise_from_start_to_the_deepest(depth, data, step):
     depths = depth_schedule(depth, start=start, step=step, max_depth=deepest)
     assert depths[0] == start
     assert depths[-1] == deepest
-    assert all(0 < after - before <= step for before, after in zip(depths, depths[1:], strict=False))
+    assert all(0 < after - before <= step for before, after in pairwise(depths))

@@ -32,6 +32,18 @@ class Lines(Silent):
         self.said.append(message)
 
 
+class StopAfter(Silent):
+    """Asks for a stop when so many steps have been shown."""
+
+    def __init__(self, steps, stop):
+        self.left, self.stop = steps, stop
+        stop.requested = steps == 0
+
+    def show(self, status):
+        self.left -= 1
+        self.stop.requested = self.left <= 0
+
+
 @pytest.fixture
 def recipe(save_reference, text_file, tmp_path):
     """A recipe for a reference of four layers and the tiny texts; keys can be changed."""
@@ -167,11 +179,7 @@ def test_stopped_between_and_inside_stages_equals_an_undisturbed_search(recipe, 
 
         def stopping(model, shards, out, *, name, stop, stop_in=stop_in, after=after, **settings):
             if name == stop_in and not (out / "result.json").exists():
-                stop.requested = after == 0
-                progress = settings["progress"]
-                progress.show = lambda status, left=iter(range(after)): setattr(
-                    stop, "requested", next(left, None) is None
-                )
+                settings["progress"] = StopAfter(after, stop)
             return honest(model, shards, out, name=name, stop=stop, **settings)
 
         monkeypatch.setattr(rounds, "train", stopping)

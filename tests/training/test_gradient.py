@@ -80,7 +80,10 @@ def test_bfloat16_stays_near_float32(build_model):
 
 
 def test_training_mode_without_dropout_computes_what_evaluation_computes(family, build_model):
-    dropouts = {"gpt2": {"resid_pdrop": 0.3, "embd_pdrop": 0.3, "attn_pdrop": 0.3}, "opt": {"dropout": 0.3, "layerdrop": 0.5}}
+    dropouts = {
+        "gpt2": {"resid_pdrop": 0.3, "embd_pdrop": 0.3, "attn_pdrop": 0.3},
+        "opt": {"dropout": 0.3, "layerdrop": 0.5},
+    }
     model = build_model(family, **dropouts.get(family, {}))
     ids = some_rows()[:, :-1]
     with torch.no_grad():

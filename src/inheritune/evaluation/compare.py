@@ -123,7 +123,11 @@ def evaluate(
         for other in others:
             same_tokens = bool(np.array_equal(sums[name][:, 1], sums[other][:, 1]))
             same_tokenizer = same_tokens and tokenizers[name].sha256 == tokenizers[other].sha256
-            a, b = (sums[name], sums[other]) if same_tokenizer else (_bits(sums[each], num_bytes) for each in (name, other))
+            a, b = (
+                (sums[name], sums[other])
+                if same_tokenizer
+                else (_bits(sums[each], num_bytes) for each in (name, other))
+            )
             unit = "nats per token" if same_tokenizer else "bits per byte"
             differences.append(Difference(name, other, unit, paired_bootstrap(a, b)))
     return Evaluation(

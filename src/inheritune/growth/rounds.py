@@ -268,9 +268,7 @@ def _num_parameters(folder: Path) -> int:
     return sum(parameter.numel() for parameter in load_model(folder).parameters())
 
 
-def _round(
-    run: Run, number: int, depth: int, reference: Scored, reference_watch_nats: float, shards: Shards
-) -> Round:
+def _round(run: Run, number: int, depth: int, reference: Scored, reference_watch_nats: float, shards: Shards) -> Round:
     """Inherit a prefix anew, train it, look once at the decide half."""
     recipe, name = run.recipe, f"round-{number}"
     stage = run.stage(name)
@@ -334,9 +332,7 @@ def _verdict(interval: Interval, recipe: Recipe, *, num_documents: int) -> str:
     return decide(interval, recipe.growth.margin) if num_documents >= MIN_DOCUMENTS else "not shown"
 
 
-def _scratch(
-    run: Run, finished: list[Round], shards: Shards, reference_watch_nats: float
-) -> tuple[Scored, LoopResult]:
+def _scratch(run: Run, finished: list[Round], shards: Shards, reference_watch_nats: float) -> tuple[Scored, LoopResult]:
     """A model of the child's size from its own initialiser, on as many tokens as all rounds together."""
     recipe, last = run.recipe, finished[-1]
     stage = run.stage("scratch")

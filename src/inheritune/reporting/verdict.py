@@ -48,7 +48,7 @@ def _parity(summary: Mapping[str, Any]) -> str:
     target = summary.get("target")
     other, other_nats = "reference", pick(summary, "reference.loss_nats")
     if known(target):
-        other, other_nats = "target", target
+        against, other, other_nats = pick(summary, "against.target"), "target", target
     losses = (
         f"the child's validation loss is {nats(pick(summary, 'child.loss_nats'))} nats per token, "
         f"the {other}'s {nats(other_nats)}"

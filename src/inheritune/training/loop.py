@@ -1,6 +1,6 @@
 """The training loop: one function, read from top to bottom.
 
-    rows -> gradient -> clip -> step -> record, with validation, checkpoints and a polite stop in between.
+rows -> gradient -> clip -> step -> record, with validation, checkpoints and a polite stop in between.
 """
 
 import math
