@@ -95,7 +95,7 @@ def test_recipe_keys_are_read_with_a_space_or_an_equals_sign():
 
 @pytest.mark.parametrize("words", [("peak-lr", "1"), ("--seed",), ("--seed", "--margin", "1")])
 def test_a_word_that_is_no_key_or_has_no_value_is_refused(words):
-    with pytest.raises(RecipeError, match="--train.peak-lr 2e-4"):
+    with pytest.raises(RecipeError, match=r"--train\.peak-lr 2e-4"):
         parse_overrides(words)
 
 

@@ -54,6 +54,7 @@ class Body(nn.Module):
         self.body = body
 
     def forward(self, ids_BT: Tensor) -> Tensor:
+        """Hidden states of some ids."""
         hidden_BTD: Tensor = self.body(input_ids=ids_BT, use_cache=False).last_hidden_state
         return hidden_BTD
 
@@ -70,6 +71,7 @@ class Head(nn.Module):
         self.bodiless = bodiless
 
     def forward(self, hidden_BTD: Tensor) -> Tensor:
+        """Logits of some hidden states."""
         logits_BTV: Tensor = self.bodiless(inputs_embeds=hidden_BTD, use_cache=False).logits
         return logits_BTV
 

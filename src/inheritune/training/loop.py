@@ -5,9 +5,11 @@ rows -> gradient -> clip -> step -> record, with validation, checkpoints and a p
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -29,6 +31,10 @@ from inheritune.training.gradient import accumulate_gradient, prepare_loss
 from inheritune.training.optimiser import build_optimiser, switch_off_dropout
 from inheritune.training.schedule import learning_rate
 from inheritune.training.sinks import MetricsLog, Progress, status_line
+
+
+PACE_STEPS = 25
+"""Steps whose median time gives the speed and the time left that a user sees."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +143,7 @@ def run_loop(
         validation_steps = {round(i * plan.num_steps / recipe.validations) for i in range(recipe.validations + 1)}
         watch_nats: float | None = None
         started = time.monotonic() - state.elapsed_s
+        pace: deque[float] = deque(maxlen=PACE_STEPS)  # seconds of the latest steps
         last_saved_s = time.monotonic()
 
         def validate() -> float:
@@ -199,6 +206,7 @@ def run_loop(
                 now = time.monotonic()
                 state = State(state.step + 1, state.tokens + plan.batch_tokens, position, now - started)
                 tokens_per_s = plan.batch_tokens / (now - step_began)
+                pace.append(now - step_began)
                 metrics.write(
                     "train",
                     {
@@ -219,7 +227,7 @@ def run_loop(
                         loss_nats=loss_nats,
                         validation_nats=watch_nats,
                         target_nats=plan.target_nats,
-                        tokens_per_s=tokens_per_s,
+                        tokens_per_s=plan.batch_tokens / median(pace),
                     )
                 )
                 if now - last_saved_s >= 60 * recipe.save_every_minutes:
