@@ -1,7 +1,7 @@
 """Everything, without a time limit: run it before an issue is called resolved (`.ci/full` does).
 
-Runs each check in the environment it is started in, and writes ``benchmarks/results/full-DATE.json``: the commit, and of
-each check the command, exit code, seconds and the end of what it printed.
+Runs each check in the environment it is started in, and writes ``benchmarks/results/full-DATE.json``: the commit, and
+of each check the command, exit code, seconds and the end of what it printed.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Kill the demo with SIGKILL at random moments, start it again until it is done, and compare it with an undisturbed run.
+"""Kill the demo with SIGKILL at random moments, start it again until it is done, compare it with an undisturbed run.
 
     python benchmarks/killed_demo.py OUT [--kills 3] [--undisturbed RUN] [--seed 0]
 

@@ -11,7 +11,9 @@ PACKAGE = Path(__file__).resolve().parents[1] / "src" / "inheritune"
 
 FLOORS = [
     ["errors"],
-    ["recipe", "runs", "units"],
+    ["units"],
+    ["recipe_parts", "recipe_yaml"],
+    ["recipe", "runs"],
     ["machine"],
     ["surgery"],
     ["data"],
@@ -78,13 +80,23 @@ def test_every_module_and_folder_is_documented_and_none_is_empty():
 HEAVY = {"torch", "transformers", "datasets", "matplotlib", "numpy"}
 
 
-@pytest.mark.parametrize("words", [["-m", "inheritune", "--help"], ["-m", "inheritune", "run", "--help"]])
-def test_help_does_not_import_torch(words):
+VERBS = ["demo", "init", "run", "inherit", "prepare", "train", "eval", "report"]
+
+
+@pytest.mark.parametrize("verb", [[], *([verb] for verb in VERBS)], ids=str)
+def test_help_does_not_import_torch(verb):
+    words = ["-m", "inheritune", *verb, "--help"]
     ended = subprocess.run([sys.executable, "-X", "importtime", *words], capture_output=True, text=True, check=True)
     imported = {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in ended.stderr.splitlines()}
     assert "inheritune" in imported
     assert not HEAVY & imported
     assert "Usage: inheritune" in ended.stdout
+
+
+@pytest.mark.parametrize("module", ["reporting.page", "reporting.figures", "reporting.card", "recipe", "runs"])
+def test_reading_a_run_folder_needs_no_torch(module):
+    code = f"import sys, inheritune.{module}; assert not {{'torch', 'transformers'}} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_public_names_are_there_and_the_package_itself_imports_nothing_heavy():

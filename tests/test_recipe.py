@@ -131,3 +131,47 @@ def test_differences_are_named_key_by_key(load):
     old, new = load(SMALL), load(SMALL, {"train.peak-lr": "2e-4", "growth.margin": "0.02"})
     assert recipe_differences(old, new) == ["growth.margin: 0.01 -> 0.02", "train.peak_lr: 0.0003 -> 0.0002"]
     assert recipe_differences(old, old) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "train: {warmup_fraction: 0.1%}",
+        "train: {batch_tokens: 0.5M}",
+        "growth: {total_tokens: 1e18k}",
+        "run_dir: 1.0rc",
+    ],
+)
+def test_a_number_with_a_suffix_is_no_plain_number(load, line):
+    load(SMALL + line + "\n")
+
+
+@pytest.mark.parametrize(
+    ("line", "key"),
+    [
+        ("train: {passes: null}", "train.passes"),
+        ("train: {passes: [1]}", "train.passes"),
+        ("train: {peak_lr: true}", "train.peak_lr"),
+        ("growth: {target: -1}", "growth.target"),
+        ("growth: {target: .nan}", "growth.target"),
+        ("inherit: {layers: 0}", "inherit.layers"),
+        ("inherit: {layers: [3, 1]}", "inherit.layers"),
+        ("inherit: {layers: most}", "inherit.layers"),
+        ("train: {warmup_fraction: 0.9, cooldown_fraction: 0.9}", "train"),
+        ("growth: {start_depth: 5, max_depth: 3}", "growth"),
+        ("? [a]\n: 1", "not YAML"),
+        ("seed: 2024-13-45", "cannot be read"),
+        ("seed: &a [*a]", "alias"),
+    ],
+)
+def test_a_wrong_value_is_refused_and_never_a_traceback(load, line, key):
+    assert key in problems(load, SMALL + line + "\n")
+
+
+def test_a_section_without_keys_has_its_defaults(load):
+    assert load(SMALL + "train:\nrun_dir:\n") == load(SMALL)
+
+
+def test_a_revision_that_looks_like_a_number_survives_the_run_folder(load):
+    recipe = load("reference: {model: a, revision: '12e4'}\ndata: {sources: [a]}\n")
+    assert load(recipe.dump()) == recipe

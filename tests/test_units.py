@@ -52,7 +52,7 @@ def test_a_formatted_count_reads_back_within_its_digits(number):
 
 def test_counts_bytes_and_times_carry_their_unit():
     assert [format_count(n) for n in (987, 4096, 41_900_000, 1_816_000_000, 999_999)] == [
-        "987", "4.1k", "41.9M", "1.82B", "1.0M",
+        "987", "4.1k", "41.9M", "1.82B", "1M",
     ]  # fmt: skip
     assert [format_bytes(n) for n in (512, 4_200_000, 21_800_000_000)] == ["512 B", "4.2 MB", "21.8 GB"]
     assert [format_duration(s) for s in (42, 200, 8640, 273_600)] == ["42 s", "3 min 20 s", "2 h 24 min", "3 d 4 h"]

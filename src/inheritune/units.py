@@ -14,7 +14,7 @@ def parse_quantity(value: str | int | float) -> int:
     Raises:
         ValueError: it is not such a number, or not whole.
     """
-    if isinstance(value, bool):
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise ValueError(f"{value!r} is not a quantity; write a number such as 12, 131k or 1B")
     if isinstance(value, str):
         match = QUANTITY.fullmatch(value)
@@ -50,25 +50,24 @@ def parse_fraction(value: str | float) -> float:
 
 
 def format_count(count: int) -> str:
-    """A count in three or four digits: ``987``, ``4.1k``, ``41.9M``, ``1.82B``."""
-    for suffix, scale in (("B", 10**9), ("M", 10**6), ("k", 10**3)):
-        if abs(count) >= 0.9995 * scale and (scale > 1000 or abs(count) >= 1000):
-            number = count / scale
-            return f"{number:.2f}{suffix}" if suffix == "B" else f"{number:.1f}{suffix}"
+    """A count in two to four digits: ``987``, ``4.1k``, ``200M``, ``1.82B``."""
+    for suffix, scale, digits in (("B", 10**9, 2), ("M", 10**6, 1), ("k", 10**3, 1)):
+        if abs(count) >= scale * (1 - 0.5 * 10**-digits / 1000):
+            return f"{count / scale:.{digits}f}".rstrip("0").rstrip(".") + suffix
     return str(count)
 
 
 def format_bytes(count: int) -> str:
     """Bytes in powers of 1,000: ``512 B``, ``4.2 MB``, ``21.8 GB``."""
     for unit, scale in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if count >= scale:
+        if count >= 0.99995 * scale:
             return f"{count / scale:.1f} {unit}"
     return f"{count} B"
 
 
 def format_duration(seconds: float) -> str:
     """A time in its two largest units: ``42 s``, ``3 min 20 s``, ``2 h 24 min``, ``3 d 4 h``."""
-    whole = round(seconds)
+    whole = max(0, round(seconds))
     for large, small, scale, sub in (("d", "h", 86400, 3600), ("h", "min", 3600, 60), ("min", "s", 60, 1)):
         if whole >= scale:
             return f"{whole // scale} {large} {whole % scale // sub} {small}"

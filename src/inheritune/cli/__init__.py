@@ -2,7 +2,9 @@
 
 import sys
 import traceback
+from collections.abc import Callable
 from importlib.metadata import version
+from typing import Any
 
 from cyclopts import App, CycloptsError
 
@@ -26,7 +28,7 @@ matches. Start with `inheritune demo`, then `inheritune init` and `inheritune ru
 def build_app() -> App:
     """The command line with all its verbs."""
     app = App(name="inheritune", help=HELP, version=lambda: version("inheritune"))
-    for verb, function in {
+    verbs: dict[str, Callable[..., Any]] = {
         "demo": demo,
         "init": init,
         "run": run,
@@ -35,7 +37,8 @@ def build_app() -> App:
         "train": train,
         "eval": evaluate,
         "report": report,
-    }.items():
+    }
+    for verb, function in verbs.items():
         app.command(function, name=verb)
     return app
 

@@ -23,9 +23,15 @@ def inherit(
         verify: Prove that child and reference compute the same, and write that into certificate.json.
         revision: Of a hub id.
     """
+    from inheritune.errors import RecipeError
+
+    indices = layers.split(",")
+    if len(indices) > 1 and not all(index.strip().isdecimal() for index in indices):
+        raise RecipeError(f"--layers {layers!r} is not understood. Write a number, half, or indices such as 0,1,2,5.")
+    selection = [int(index) for index in indices] if len(indices) > 1 else layers
+
     from inheritune.surgery.transplant import inherit as cut
 
-    selection = [int(index) for index in layers.split(",")] if "," in layers else layers
     certificate = cut(reference, out, layers=selection, dtype=dtype, verify=verify, revision=revision)
     kept = ", ".join(map(str, certificate.layers))
     print(f"{out}: layers {kept} of {reference}")

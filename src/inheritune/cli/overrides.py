@@ -27,5 +27,7 @@ def parse_overrides(words: tuple[str, ...]) -> dict[str, str]:
             if not rest or rest[0].startswith("--"):
                 raise RecipeError(f"--{key} needs a value. Recipe keys are written --train.peak-lr 2e-4.")
             value = rest.pop(0)
+        if key in pairs:
+            raise RecipeError(f"--{key} is given twice ({pairs[key]} and {value}). Give it once.")
         pairs[key] = value
     return pairs

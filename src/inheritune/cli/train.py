@@ -27,17 +27,10 @@ def train(
         seed: Of the order of documents.
         fresh: Start over.
     """
-    from pydantic import ValidationError
-
     from inheritune.cli.quantities import quantity
-    from inheritune.errors import RecipeError
     from inheritune.recipe import train_recipe
 
-    try:
-        recipe = train_recipe(parse_overrides(overrides))
-    except ValidationError as error:  # keys are known by then; values may be wrong
-        problems = "; ".join(f"--{each['loc'][0]}: {each['msg']}" for each in error.errors())
-        raise RecipeError(problems.replace("_", "-")) from error
+    recipe = train_recipe(parse_overrides(overrides))
 
     from inheritune.training.sinks import Terminal
     from inheritune.training.stage import train as train_stage

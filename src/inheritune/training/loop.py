@@ -32,7 +32,6 @@ from inheritune.training.optimiser import build_optimiser, switch_off_dropout
 from inheritune.training.schedule import learning_rate
 from inheritune.training.sinks import MetricsLog, Progress, status_line
 
-
 PACE_STEPS = 25
 """Steps whose median time gives the speed and the time left that a user sees."""
 

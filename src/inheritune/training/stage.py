@@ -14,7 +14,7 @@ from inheritune.data.batches import Sampler
 from inheritune.data.shards import Shards, check_vocabulary
 from inheritune.errors import RecipeError
 from inheritune.machine.stop import StopRequest, stop_on_signals
-from inheritune.recipe import TrainRecipe
+from inheritune.recipe import TrainRecipe, train_recipe
 from inheritune.surgery.folder import load_model, resolve
 from inheritune.training.loop import LoopPlan, LoopResult, plan_steps, run_loop
 from inheritune.training.sinks import Progress, Silent
@@ -79,7 +79,7 @@ def train(
         Stopped: stopped on request, saved.
     """
     stage_folder = Path(out)
-    recipe = recipe if isinstance(recipe, TrainRecipe) else TrainRecipe(**recipe)
+    recipe = recipe if isinstance(recipe, TrainRecipe) else train_recipe(recipe)
     shards = shards if isinstance(shards, Shards) else Shards.open(Path(shards))
     if not resume:
         shutil.rmtree(stage_folder, ignore_errors=True)
