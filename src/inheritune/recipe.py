@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 from pydantic_core import ErrorDetails, PydanticUndefined
 
 from inheritune.errors import RecipeError
@@ -59,7 +59,7 @@ class Recipe(RecipePart):
     train: Annotated[TrainRecipe, BeforeValidator(section)] = TrainRecipe()
     """How every stage is trained."""
 
-    baselines: list[Literal["scratch"]] = ["scratch"]
+    baselines: list[Literal["scratch"]] = Field(default=["scratch"])
     """Models trained beside the child. scratch: same size, its own initialiser, as many tokens as all rounds."""
 
     run_dir: str = "runs/run"
