@@ -1,6 +1,6 @@
 """Turn a run of recipes/demo-reference.yaml into the reference that comes with the package.
 
-    inheritune demo --from-scratch --run-dir runs/demo          # trains runs/demo-reference (about 35 minutes on 2 cores)
+    inheritune demo --from-scratch --run-dir runs/demo      # trains runs/demo-reference (about 35 minutes on 2 cores)
     python benchmarks/ship_demo_reference.py runs/demo-reference
 
 Weights become float16 (half the bytes); ``training.json`` records tokens, losses and versions.

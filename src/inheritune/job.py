@@ -59,6 +59,7 @@ def grow(recipe: Recipe, *, fresh: bool = False, progress: Progress | None = Non
         folder = run.folder
         if (folder / "summary.json").exists():
             run.progress.say(f"{folder} is done already; --fresh starts over")
+            write_card(folder / "model", folder)  # a kill may have come between summary and card
             return GrowthResult(folder, runs.read_json(folder / "summary.json"), report(folder))
         found = search(run)
         known = runs.read_json(folder / "provenance.json")
@@ -84,7 +85,7 @@ def demo(
         from_scratch: make the reference by its recipe first, instead of taking the one that comes with the package.
         progress: where to show what happens; the terminal by default.
     """
-    folder = Path(run_dir)
+    folder = Path(run_dir).absolute()
     text = folder.with_name(f"{folder.name}-text.jsonl")
     if not text.exists():
         write_standard_library(text)
@@ -121,11 +122,12 @@ def _open_run(recipe: Recipe, *, fresh: bool, progress: Progress | None) -> Iter
 def _claim(folder: Path, recipe: Recipe) -> None:
     """Mark the folder as this recipe's, or refuse one that another recipe made."""
     path = folder / "recipe.yaml"
-    if not path.exists():
-        foreign = [entry.name for entry in folder.iterdir() if entry.name != ".lock"]
+    begun = (folder / "data").exists() or (folder / "stages").exists()
+    if not path.exists() or not begun:
+        foreign = _entries(folder) - {"recipe.yaml", "provenance.json", "events.jsonl"}
         if foreign:
             raise RecipeError(
-                f"{folder} is not empty and no run folder (it holds {sorted(foreign)[0]!r}). Choose another run_dir."
+                f"{folder} is not empty and no run folder (it holds {min(foreign)!r}). Choose another run_dir."
             )
         runs.write_text(path, recipe.dump())
         return
@@ -140,8 +142,18 @@ def _claim(folder: Path, recipe: Recipe) -> None:
 
 def _clear(folder: Path) -> None:
     """Empty a run folder; anything that is not one is left alone."""
-    entries = [entry for entry in folder.iterdir() if entry.name != ".lock"]
-    if entries and not (folder / "recipe.yaml").exists():
+    entries = _entries(folder)
+    if entries and "recipe.yaml" not in entries:
         raise RecipeError(f"{folder} is no run folder (no recipe.yaml), so nothing is deleted. Choose another run_dir.")
-    for entry in entries:
-        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    # Moved aside whole, the verdict first and the mark last: killed anywhere, no half of a stage is taken for a whole.
+    aside = folder / ".cleared"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    for name in sorted(entries, key=lambda name: (name == "recipe.yaml", name != "summary.json", name)):
+        (folder / name).rename(aside / name)
+    shutil.rmtree(aside)
+
+
+def _entries(folder: Path) -> set[str]:
+    """Names in a folder, the hidden ones of locks and half-written files left out."""
+    return {entry.name for entry in folder.iterdir() if not entry.name.startswith(".")}

@@ -66,10 +66,14 @@ def read_json(path: Path) -> Any:
 def new_folder(target: Path) -> Iterator[Path]:
     """A temporary folder beside ``target`` that becomes ``target`` if the block ends well, and vanishes if not.
 
-    Left-overs of a killed process are swept away. An existing ``target`` is replaced.
+    Left-overs of a killed process are swept away. An existing ``target`` is replaced, and is there whole until the
+    new one is: killed in between, the next call puts it back.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.tmp")
+    temporary, former = target.with_name(f".{target.name}.tmp"), target.with_name(f".{target.name}.old")
+    if former.exists() and not target.exists():
+        former.rename(target)
+    shutil.rmtree(former, ignore_errors=True)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
@@ -78,9 +82,10 @@ def new_folder(target: Path) -> Iterator[Path]:
             sync_folder(path) if path.is_dir() else sync_file(path)
         sync_folder(temporary)
         if target.exists():
-            shutil.rmtree(target)
+            target.rename(former)
         temporary.rename(target)
         sync_folder(target.parent)
+        shutil.rmtree(former, ignore_errors=True)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -118,6 +123,20 @@ def record_event(folder: Path, stage: str | None, kind: str, message: str) -> No
     event = {"time": now_utc(), "stage": stage, "kind": kind, "message": message}
     with (folder / "events.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(event, ensure_ascii=False) + "\n")
+
+
+def has_event(folder: Path, stage: str | None, kind: str, message: str) -> bool:
+    """Whether this very decision is in the run's ``events.jsonl`` already."""
+    path = folder / "events.jsonl"
+    wanted = {"stage": stage, "kind": kind, "message": message}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            event = json.loads(line)
+        except json.JSONDecodeError:
+            continue  # torn by a kill
+        if {key: event.get(key) for key in wanted} == wanted:
+            return True
+    return False
 
 
 def now_utc() -> str:

@@ -201,7 +201,9 @@ def test_the_reference_can_be_made_first_from_a_config(recipe, tmp_path):
     summary = grow(asked, progress=Silent()).summary
     assert summary["reference"]["depth"] == 4
     stage = tmp_path / "run" / "stages" / "reference"
-    assert summary["reference"]["training_tokens"] == read(stage / "result.json")["tokens"] > 3000
+    result = read(stage / "result.json")
+    assert summary["reference"]["training_tokens"] == result["tokens"] > 3000
+    assert summary["reference"]["watch_loss_nats"] == result["watch_nats"] < result["start_watch_nats"]
     stages = {json.loads(line)["stage"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()}
     assert stages == {"reference", "round-1", "scratch"}
 
@@ -264,3 +266,44 @@ def test_under_thirty_documents_there_is_no_verdict(recipe):
     summary = grow(asked, progress=Silent()).summary
     assert summary["verdict"] == "not shown"
     assert summary["validation"]["warnings"]
+    assert "too few for a verdict" in summary["stopped_because"]
+    assert "more validation documents" in summary["advice"]
+
+
+def test_rows_longer_than_the_positions_are_refused_before_anything_is_prepared(recipe, tmp_path):
+    with pytest.raises(RecipeError, match="128 positions"):
+        grow(recipe(data__sequence_length=129), progress=Silent())
+    assert not (tmp_path / "run" / "data").exists()
+
+
+def test_a_recipe_that_was_refused_can_be_mended_and_run_in_the_same_folder(recipe):
+    with pytest.raises(DataError):
+        grow(recipe(data__token_budget=10**9), progress=Silent())
+    assert grow(recipe(), progress=Silent()).summary["state"] == "done"
+
+
+def test_a_total_below_one_round_is_refused(recipe):
+    with pytest.raises(RecipeError, match="one round takes 2000"):
+        grow(recipe(growth__total_tokens=1999), progress=Silent())
+
+
+def test_a_card_lost_to_a_kill_is_written_when_the_run_is_started_again(recipe, tmp_path):
+    grow(recipe(), progress=Silent())
+    (tmp_path / "run" / "model" / "README.md").unlink()
+    grow(recipe(), progress=Silent())
+    assert (tmp_path / "run" / "model" / "README.md").exists()
+
+
+def test_a_run_folder_that_was_moved_in_the_middle_goes_on(recipe, tmp_path, monkeypatch):
+    honest = rounds.train
+
+    def stopping(model, shards, out, *, stop, **settings):
+        settings["progress"] = StopAfter(3, stop)
+        return honest(model, shards, out, stop=stop, **settings)
+
+    monkeypatch.setattr(rounds, "train", stopping)
+    with pytest.raises(Stopped):
+        grow(recipe(), progress=Silent())
+    monkeypatch.setattr(rounds, "train", honest)
+    shutil.move(tmp_path / "run", tmp_path / "elsewhere")
+    assert grow(recipe(run_dir=str(tmp_path / "elsewhere")), progress=Silent()).summary["state"] == "done"

@@ -15,6 +15,7 @@ from inheritune.data.tokenizer import open_tokenizer
 from inheritune.errors import EvaluationError
 from inheritune.evaluation.statistics import Interval, paired_bootstrap, token_mean
 from inheritune.evaluation.token_loss import score_documents
+from inheritune.machine.probe import best_device
 from inheritune.surgery.folder import load_model, resolve
 
 MAX_SEQUENCE_LENGTH = 1024
@@ -100,7 +101,7 @@ def evaluate(
         text_field: of JSON lines and tables.
 
     Raises:
-        EvaluationError: no text to score.
+        EvaluationError: no text to score, or a window that the models have no positions for.
     """
     models = [str(each) for each in _listed(model)]
     others = [str(each) for each in _listed(against)]
@@ -108,8 +109,13 @@ def evaluate(
     if not texts:
         raise EvaluationError(f"there is no text to score in {data}. Name shards, or files with text.")
     folders = {name: resolve(name) for name in dict.fromkeys(models + others)}
-    networks = {name: load_model(folder) for name, folder in folders.items()}
+    networks = {name: load_model(folder).to(best_device()) for name, folder in folders.items()}
     window = sequence_length or min([MAX_SEQUENCE_LENGTH, *(_positions(network) for network in networks.values())])
+    least = min([window, *(_positions(network) for network in networks.values())])
+    if not 1 <= window <= least:
+        raise EvaluationError(
+            f"windows of {window} tokens do not fit: the models have {least} positions. Give 1 to {least}."
+        )
     num_bytes = [len(text.encode()) for text in texts]
     sums: dict[str, npt.NDArray[np.float64]] = {}
     tokenizers = {}
@@ -153,7 +159,7 @@ def _texts(data: list[str | Path], half: str, text_field: str) -> list[str]:
 
 def _positions(network: Any) -> int:
     """Positions of a model; as many as one likes where it names none."""
-    return getattr(network.config.get_text_config(decoder=True), "max_position_embeddings", None) or MAX_SEQUENCE_LENGTH
+    return getattr(network.config.get_text_config(decoder=True), "max_position_embeddings", None) or 2**31
 
 
 def _score(name: str, sums: npt.NDArray[np.float64], num_bytes: int) -> Score:

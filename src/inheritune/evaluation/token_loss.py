@@ -64,11 +64,11 @@ def score_documents(
     windows.sort(key=lambda window: (-window[0], window[1], window[2]))
     device = next(model.parameters()).device
     sums = np.zeros((len(documents), 2))
-    split = split_head(model)
     was_training = model.training
     model.eval()
     try:
         with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            split = split_head(model)
             position = 0
             while position < len(windows):
                 if check_stop:

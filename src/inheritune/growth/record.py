@@ -9,7 +9,7 @@ from inheritune import runs
 from inheritune.data.tokenizer import open_tokenizer
 from inheritune.evaluation.generation import write
 from inheritune.evaluation.statistics import Interval, paired_bootstrap
-from inheritune.growth.rounds import Found, Run, Scored
+from inheritune.growth.rounds import MIN_DOCUMENTS, Found, Run, Scored
 
 PROMPT_TOKENS = 24
 """Tokens of a validation document that are given as the prompt of a sample."""
@@ -71,6 +71,11 @@ def _advice(found: Found) -> str | None:
         if child.child.depth < found.reference.depth
         else None
     )
+    if len(found.reference.decide) < MIN_DOCUMENTS:
+        return (
+            f"Next: more validation documents; {len(found.reference.decide)} in the decide half are too few for a "
+            "verdict (raise data.validation.min_documents, or add documents)."
+        )
     wide = child.interval.high - child.interval.low > 2 * abs(child.interval.mean)
     options = [
         "more tokens per round (data.token_budget or train.passes)",

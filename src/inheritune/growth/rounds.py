@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from inheritune import runs
-from inheritune.data.shards import Shards, prepare, training_texts
+from inheritune.data.shards import Shards, check_vocabulary, prepare, training_texts
 from inheritune.data.tokenizer import train_tokenizer
 from inheritune.errors import RecipeError
 from inheritune.evaluation.statistics import Interval, paired_bootstrap, token_mean
@@ -20,18 +20,18 @@ from inheritune.evaluation.token_loss import score_documents
 from inheritune.growth.depths import depth_schedule
 from inheritune.growth.parity import decide
 from inheritune.growth.starts import start_from_config, start_like
-from inheritune.machine.probe import MICRO_BATCH_TOKENS
+from inheritune.machine.probe import MICRO_BATCH_TOKENS, best_device
 from inheritune.machine.stop import StopRequest
 from inheritune.planning.estimate import estimate_stage
 from inheritune.recipe import Recipe
 from inheritune.surgery.anatomy import anatomy_of_folder
-from inheritune.surgery.folder import load_model, resolve
+from inheritune.surgery.folder import build_config, build_on_meta, load_model, read_config, resolve
 from inheritune.surgery.selection import is_prefix, parse_selection
 from inheritune.surgery.transplant import inherit
 from inheritune.training.gradient import LOGITS_AT_ONCE
 from inheritune.training.loop import LoopResult, plan_steps, save_sums
 from inheritune.training.sinks import Progress
-from inheritune.training.stage import train
+from inheritune.training.stage import check_positions, train
 
 Sums = npt.NDArray[np.float64]
 
@@ -52,8 +52,9 @@ class Run:
     progress: Progress
 
     def event(self, stage: str | None, kind: str, message: str) -> None:
-        """Keep a decision, and say it."""
-        runs.record_event(self.folder, stage, kind, message)
+        """Keep a decision, once however often the run is started, and say it."""
+        if not runs.has_event(self.folder, stage, kind, message):
+            runs.record_event(self.folder, stage, kind, message)
         self.progress.say(message)
 
     def stage(self, name: str) -> Path:
@@ -111,30 +112,35 @@ class Found:
 def search(run: Run) -> Found:
     """The whole method on one recipe; every finished part is found in the run folder and not done again."""
     recipe = run.recipe
-    reference_folder, shards = _reference_and_shards(run)
+    if recipe.reference.model is not None:
+        reference_folder, trained_tokens = resolve(recipe.reference.model, recipe.reference.revision), 0
+        depths = _depths(recipe, reference_folder)  # what cannot be done is refused before anything is prepared
+    else:
+        reference_folder = make_reference(run)
+        depths = _depths(recipe, reference_folder)
+        trained_tokens = int(runs.read_json(run.stage("reference") / "result.json")["tokens"])
+    check_positions(build_config(read_config(reference_folder)), recipe.data.sequence_length)
+    shards = _shards(run, reference_folder)
+    check_vocabulary(shards, load_model(reference_folder).get_input_embeddings().weight.shape[0])
     documents = shards.sequence("train")
     round_tokens = (recipe.data.token_budget or documents.num_tokens) * recipe.train.passes
+    if recipe.growth.total_tokens is not None and round_tokens > recipe.growth.total_tokens:
+        raise RecipeError(
+            f"growth.total_tokens is {recipe.growth.total_tokens}, and one round takes {round_tokens} "
+            "(data.token_budget x train.passes). Raise the one or lower the other."
+        )
     for warning in shards.manifest["warnings"]:
         run.event(None, "warning", warning)
 
     run.progress.say(f"scoring the reference on {shards.sequence('decide').num_documents} documents of the decide half")
-    reference = _score(run, "reference", reference_folder, shards, tokens=0)
-    watch_nats = token_mean(_half(run, "reference", reference_folder, shards, "watch", tokens=0))
+    reference = _score(run, "reference", reference_folder, shards, tokens=trained_tokens)
+    watch_nats = token_mean(_half(run, "reference", reference_folder, shards, "watch", tokens=trained_tokens))
     run.event(
         "reference",
         "scored",
         f"reference | depth {reference.depth} | {reference.loss_nats:.4f} nats (decide), {watch_nats:.4f} (watch)",
     )
 
-    layers = parse_selection(recipe.growth.start_depth or recipe.inherit.layers, reference.depth)
-    if not is_prefix(layers):
-        raise RecipeError(
-            f"growth deepens a prefix of the reference, and inherit.layers is {recipe.inherit.layers!r}. "
-            "Give a number of layers, or 'half'; other selections are for `inheritune inherit`."
-        )
-    depths = depth_schedule(
-        reference.depth, start=len(layers), step=recipe.growth.step, max_depth=recipe.growth.max_depth
-    )
     finished: list[Round] = []
     stopped_because = f"the deepest child allowed has {depths[-1]} of {reference.depth} layers"
     for number, depth in enumerate(depths, start=1):
@@ -143,6 +149,12 @@ def search(run: Run) -> Found:
             stopped_because = f"growth.total_tokens is spent ({spent} of {recipe.growth.total_tokens})"
             break
         finished.append(_round(run, number, depth, reference, watch_nats, shards))
+        if len(reference.decide) < MIN_DOCUMENTS:
+            stopped_because = (
+                f"{len(reference.decide)} documents in the decide half are too few for a verdict ({MIN_DOCUMENTS} are "
+                "needed), so there is nothing to grow for"
+            )
+            break
         if finished[-1].verdict != "not shown":
             stopped_because = f"{finished[-1].verdict} at depth {depth}"
             break
@@ -152,7 +164,7 @@ def search(run: Run) -> Found:
     return Found(
         reference=reference,
         reference_watch_nats=watch_nats,
-        reference_tokens=_training_tokens(run, reference_folder),
+        reference_tokens=_training_tokens(reference_folder),
         shards=shards,
         rounds=finished,
         baselines=baselines,
@@ -160,14 +172,16 @@ def search(run: Run) -> Found:
     )
 
 
-def _reference_and_shards(run: Run) -> tuple[Path, Shards]:
-    """The reference's folder and the shards under its tokenizer; the reference is made first where asked for."""
-    recipe = run.recipe
-    if recipe.reference.model is not None:
-        folder = resolve(recipe.reference.model, recipe.reference.revision)
-        return folder, _shards(run, folder)
-    folder = make_reference(run)
-    return folder, _shards(run, folder)
+def _depths(recipe: Recipe, reference: Path) -> list[int]:
+    """Depths of the rounds; refused where the recipe asks for what this reference cannot give."""
+    depth = anatomy_of_folder(reference).depth
+    layers = parse_selection(recipe.growth.start_depth or recipe.inherit.layers, depth)
+    if not is_prefix(layers):
+        raise RecipeError(
+            f"growth deepens a prefix of the reference, and inherit.layers is {recipe.inherit.layers!r}. "
+            "Give a number of layers, or 'half'; other selections are for `inheritune inherit`."
+        )
+    return depth_schedule(depth, start=len(layers), step=recipe.growth.step, max_depth=recipe.growth.max_depth)
 
 
 def make_reference(run: Run) -> Path:
@@ -202,6 +216,7 @@ def make_reference(run: Run) -> Path:
         record_event=lambda kind, message: run.event("reference", kind, message),
     )
     shutil.rmtree(start, ignore_errors=True)
+    runs.write_json(stage / "model" / TRAINING_RECORD, {"tokens": runs.read_json(stage / "result.json")["tokens"]})
     return stage / "model"
 
 
@@ -244,7 +259,7 @@ def _half(run: Run, stage: str, model: Path, shards: Shards, half: str, *, token
     if not path.exists():
         documents = shards.sequence(half)
         sums = score_documents(
-            load_model(model),
+            load_model(model).to(best_device()),
             [documents.document(index) for index in range(documents.num_documents)],
             sequence_length=run.recipe.data.sequence_length,
             check_stop=run.stop.check,
@@ -265,7 +280,7 @@ def _score(run: Run, stage: str, model: Path, shards: Shards, *, tokens: int) ->
 
 def _num_parameters(folder: Path) -> int:
     """Parameters of a saved model, a tied one counted once."""
-    return sum(parameter.numel() for parameter in load_model(folder).parameters())
+    return sum(parameter.numel() for parameter in build_on_meta(build_config(read_config(folder))).parameters())
 
 
 def _round(run: Run, number: int, depth: int, reference: Scored, reference_watch_nats: float, shards: Shards) -> Round:
@@ -300,17 +315,15 @@ def _round(run: Run, number: int, depth: int, reference: Scored, reference_watch
         record_event=lambda kind, message: run.event(name, kind, message),
     )
     shutil.rmtree(start, ignore_errors=True)
-    first_look = not (stage / "validation" / f"decide-{result.loop.tokens}.npy").exists()
     child = _score(run, name, result.model, shards, tokens=result.loop.tokens)
     interval = paired_bootstrap(child.decide, _target_sums(recipe, reference, child), seed=recipe.seed)
     verdict = _verdict(interval, recipe, num_documents=len(child.decide))
-    if first_look:
-        run.event(
-            name,
-            "decided",
-            f"round {number} | depth {depth} | {child.loss_nats:.4f} nats | target {_target(recipe, reference):.4f} | "
-            f"gap {interval.mean:+.4f} [{interval.low:+.4f}, {interval.high:+.4f}] | {verdict}",
-        )
+    run.event(
+        name,
+        "decided",
+        f"round {number} | depth {depth} | {child.loss_nats:.4f} nats | target {_target(recipe, reference):.4f} | "
+        f"gap {interval.mean:+.4f} [{interval.low:+.4f}, {interval.high:+.4f}] | {verdict}",
+    )
     return Round(stage=name, child=child, loop=result.loop, interval=interval, verdict=verdict)
 
 
@@ -370,11 +383,10 @@ def _announce(run: Run, label: str, start: Path, shards: Shards, passes: int) ->
     tokens = (recipe.data.token_budget or shards.sequence("train").num_tokens) * passes
     steps, batch_sequences = plan_steps(tokens, batch_tokens=recipe.train.batch_tokens, sequence_length=length)
     micro_batch = recipe.train.micro_batch
-    micro_batch_tokens = MICRO_BATCH_TOKENS["cpu"] if micro_batch == "auto" else micro_batch * length
-    model = load_model(start)
-    embedding = model.get_input_embeddings().weight
+    micro_batch_tokens = MICRO_BATCH_TOKENS[best_device()] if micro_batch == "auto" else micro_batch * length
+    embedding = build_on_meta(build_config(read_config(start))).get_input_embeddings().weight
     estimate = estimate_stage(
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        parameters=_num_parameters(start),
         depth=anatomy_of_folder(start).depth,
         hidden_size=embedding.shape[1],
         steps=steps,
@@ -386,9 +398,7 @@ def _announce(run: Run, label: str, start: Path, shards: Shards, passes: int) ->
     run.progress.say(estimate.line(label))
 
 
-def _training_tokens(run: Run, reference_folder: Path) -> int | None:
-    """Tokens the reference was trained on: from its stage here, or from the record in its folder."""
-    if run.recipe.reference.train is not None:
-        return int(runs.read_json(run.stage("reference") / "result.json")["tokens"])
+def _training_tokens(reference_folder: Path) -> int | None:
+    """Tokens the reference itself was trained on, from the record in its folder."""
     record = reference_folder / TRAINING_RECORD
     return int(runs.read_json(record)["tokens"]) if record.exists() else None

@@ -22,6 +22,9 @@ COMPILE_FROM_FLOPS = 3e13
 """Automatic compilation starts here: below, compiling costs more than it saves (about 200 s on two cores)."""
 
 
+CUBLAS_WORKSPACE = ":4096:8"
+"""cuBLAS is only repeatable with it. Source: the CUDA documentation of cuBLAS, results reproducibility."""
+
 COMPILER_WARNINGS = (r"`torch\.jit", r"The \.grad attribute of a Tensor that is not a leaf")
 """Said by torch's compiler about its own code while it compiles ours; nothing that a user could change."""
 
@@ -61,6 +64,11 @@ class Choices:
     def with_micro_batch(self, micro_batch: int) -> "Choices":
         """The same choices at another micro-batch."""
         return replace(self, micro_batch=micro_batch)
+
+
+def best_device() -> str:
+    """ "cuda" where there is one, else "cpu"."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def has_compiler(device: str) -> bool:
@@ -113,7 +121,9 @@ def choose(
         micro_batch: "auto" or sequences.
         deterministic: hold torch to deterministic algorithms.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = best_device()
+    if device == "cuda" and deterministic:  # read once, at the first product on the device: set it before the probe
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", CUBLAS_WORKSPACE)
     notes: list[str] = []
     measured: dict[str, float] | None = None
     if precision == "auto":
@@ -146,7 +156,7 @@ def computing_as(choices: Choices) -> Iterator[None]:
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     if choices.device == "cuda" and choices.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is only repeatable with it
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", CUBLAS_WORKSPACE)
     torch.set_num_threads(choices.threads)
     torch.use_deterministic_algorithms(choices.deterministic)
     try:

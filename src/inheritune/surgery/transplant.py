@@ -78,7 +78,7 @@ def inherit(
     with new_folder(target) as new:
         write_json(new / "config.json", encode_floats(cut.config))
         hashes = _write_weights(new, cut.pieces, max_shard_bytes)
-        _copy_files(folder, new)
+        copy_companions(folder, new)
         if verify:
             _check_bytes(new, hashes)
         difference = None if expected is None else _compare(expected, new, cut)
@@ -163,7 +163,7 @@ def _write_weights(folder: Path, pieces: Sequence[Piece], max_shard_bytes: int) 
     return hashes
 
 
-def _copy_files(reference: Path, folder: Path) -> None:
+def copy_companions(reference: Path, folder: Path) -> None:
     """Tokenizer files, generation config, chat templates and licence, byte for byte."""
     for pattern in COPIED_FILES:
         for path in sorted(reference.glob(pattern)):

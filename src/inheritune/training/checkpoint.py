@@ -1,8 +1,8 @@
 """Save and resume: a checkpoint is a folder that exists wholly or not at all, and a pointer moved last.
 
 Layout: ``checkpoints/step-00000123/{model,optimizer}.safetensors, state.json, manifest.json`` and
-``checkpoints/latest`` (text). The manifest holds the size and SHA-256 of every file; a folder whose manifest does
-not verify is passed over for the newest one that does.
+``checkpoints/latest`` (text, for people). The manifest holds the size and SHA-256 of every file; a folder whose
+manifest does not verify is passed over for the newest one that does.
 """
 
 import json
@@ -58,6 +58,8 @@ def save_checkpoint(
 ) -> Path:
     """Commit one checkpoint, move the pointer, then drop all but the newest ``keep``."""
     target = folder / f"step-{state.step:08d}"
+    if verifies(target):  # resumed here, and asked to stop before a step was made
+        return target
     moments = {
         f"{moment}/{name}": optimiser.state[parameter][moment].detach().cpu().contiguous()
         for name, parameter in model.named_parameters()
@@ -65,17 +67,24 @@ def save_checkpoint(
         if parameter in optimiser.state
     }
     moments["rng/torch"] = torch.get_rng_state()
-    with runs.new_folder(target) as new:
-        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in _model_tensors(model).items()}
-        save_file(weights, new / "model.safetensors")
-        save_file(moments, new / "optimizer.safetensors")
-        runs.write_json(new / "state.json", state.to_json())
-        manifest = {
-            path.name: {"bytes": path.stat().st_size, "sha256": runs.file_sha256(path)}
-            for path in sorted(new.iterdir())
-        }
-        runs.write_json(new / "manifest.json", {"format": 1, "files": manifest})
-    runs.write_text(folder / "latest", target.name + "\n")
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in _model_tensors(model).items()}
+    try:
+        with runs.new_folder(target) as new:
+            save_file(weights, new / "model.safetensors")
+            save_file(moments, new / "optimizer.safetensors")
+            runs.write_json(new / "state.json", state.to_json())
+            manifest = {
+                path.name: {"bytes": path.stat().st_size, "sha256": runs.file_sha256(path)}
+                for path in sorted(new.iterdir())
+            }
+            runs.write_json(new / "manifest.json", {"format": 1, "files": manifest})
+        runs.write_text(folder / "latest", target.name + "\n")
+    except (OSError, SafetensorError) as error:
+        needed = sum(tensor.nbytes for tensor in [*weights.values(), *moments.values()])
+        raise TrainingError(
+            f"cannot save step {state.step} under {folder}: {error}. A checkpoint needs {needed} bytes; "
+            "free some space and run the same command: the checkpoint before this one is whole."
+        ) from error
     for old in sorted(folder.glob("step-*"))[:-keep]:
         shutil.rmtree(old)
     return target
@@ -97,12 +106,18 @@ def verifies(checkpoint: Path) -> bool:
 def find_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint that verifies, or None where there is none to start from.
 
+    What a kill left half-written, and damaged checkpoints newer than the one found, are deleted.
+
     Raises:
         TrainingError: there are checkpoints, and none of them verifies.
     """
     candidates = sorted(folder.glob("step-*"), reverse=True)
+    for left_over in folder.glob(".step-*"):
+        shutil.rmtree(left_over)
     for candidate in candidates:
         if verifies(candidate):
+            for damaged in candidates[: candidates.index(candidate)]:
+                shutil.rmtree(damaged)
             return candidate
     if candidates:
         raise TrainingError(
@@ -135,8 +150,7 @@ def load_checkpoint(checkpoint: Path, model: nn.Module, optimiser: torch.optim.O
     for name, parameter in model.named_parameters():
         if f"step/{name}" in moments:
             optimiser.state[parameter] = {
-                moment: moments[f"{moment}/{name}"].to(parameter.device if moment != "step" else "cpu")
-                for moment in MOMENTS
+                moment: moments[f"{moment}/{name}"].to(parameter.device) for moment in MOMENTS
             }
     torch.set_rng_state(moments["rng/torch"])
     return State.from_json(runs.read_json(checkpoint / "state.json"))

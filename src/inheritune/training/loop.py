@@ -145,13 +145,17 @@ def run_loop(
         pace: deque[float] = deque(maxlen=PACE_STEPS)  # seconds of the latest steps
         last_saved_s = time.monotonic()
 
+        def save() -> None:
+            metrics.sync()
+            save_checkpoint(checkpoints, model, optimiser, state, keep=recipe.keep_checkpoints)
+
+        def stop_here() -> None:
+            if stop.requested:
+                save()
+                stop.check()
+
         def validate() -> float:
-            sums = score_documents(
-                model,
-                watch,
-                sequence_length=plan.sequence_length,
-                check_stop=stop.check if state.step == 0 else None,  # later, the stop is taken at the next step
-            )
+            sums = score_documents(model, watch, sequence_length=plan.sequence_length, check_stop=stop_here)
             save_sums(stage_folder / "validation" / f"{state.tokens}.npy", sums)
             loss_nats = token_mean(sums)
             elapsed_s = time.monotonic() - started
@@ -161,14 +165,9 @@ def run_loop(
             )
             return loss_nats
 
-        def save() -> None:
-            save_checkpoint(checkpoints, model, optimiser, state, keep=recipe.keep_checkpoints)
-
         try:
             while state.step < plan.num_steps:
-                if stop.requested:
-                    save()
-                    stop.check()
+                stop_here()
                 if state.step in validation_steps:
                     watch_nats = validate()
                 step_began = time.monotonic()
@@ -193,6 +192,7 @@ def run_loop(
                         if not is_out_of_memory(error):
                             raise
                         choices = _halve_micro_batch(choices, plan, error)
+                        save()  # what was done with the larger one is not done again with the smaller
                         runs.write_json(stage_folder / "probe.json", choices.to_json())
                         record_event("out of memory", f"micro-batch halved to {choices.micro_batch} sequences")
                 grad_norm = float(nn.utils.clip_grad_norm_(model.parameters(), recipe.grad_clip))

@@ -1,6 +1,7 @@
 """Where a stage writes what it measured: ``metrics.jsonl`` (the record) and the terminal."""
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -44,9 +45,14 @@ class MetricsLog:
         self._file.write(json.dumps({"stage": self.stage, "kind": kind, **values}) + "\n")
         self._file.flush()
 
-    def close(self) -> None:
-        """Make the lines durable."""
+    def sync(self) -> None:
+        """Make the lines durable: a checkpoint must never be ahead of them."""
         self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Make the lines durable, and end."""
+        self.sync()
         self._file.close()
 
 

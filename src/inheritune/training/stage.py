@@ -1,5 +1,6 @@
 """A stage: a model folder in, shards in, a trained model folder out. Run twice, it is done once."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -12,14 +13,20 @@ import torch
 from inheritune import runs
 from inheritune.data.batches import Sampler
 from inheritune.data.shards import Shards, check_vocabulary
-from inheritune.errors import RecipeError
+from inheritune.errors import DataError, RecipeError
 from inheritune.machine.stop import StopRequest, stop_on_signals
 from inheritune.recipe import TrainRecipe, train_recipe
+from inheritune.surgery.certificate import FILE as CERTIFICATE
 from inheritune.surgery.folder import load_model, resolve
+from inheritune.surgery.transplant import copy_companions
 from inheritune.training.loop import LoopPlan, LoopResult, plan_steps, run_loop
 from inheritune.training.sinks import Progress, Silent
 
-WEIGHT_SUFFIXES = (".safetensors", ".safetensors.index.json")
+STAGE_ENTRIES = {
+    *("settings.json", "probe.json", "result.json", "metrics.jsonl", "model", "checkpoints", "validation"),
+    *("start", "tokenizer"),
+}
+"""All that a stage's folder may hold."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +80,7 @@ def train(
         record_event: called with (kind, message).
 
     Raises:
-        RecipeError: ``out`` was made by other settings.
+        RecipeError: ``out`` was made by other settings, or holds something else.
         DataError: token ids beyond the model's vocabulary, or too little text.
         TrainingError: see ``run_loop``.
         Stopped: stopped on request, saved.
@@ -81,12 +88,42 @@ def train(
     stage_folder = Path(out)
     recipe = recipe if isinstance(recipe, TrainRecipe) else train_recipe(recipe)
     shards = shards if isinstance(shards, Shards) else Shards.open(Path(shards))
-    if not resume:
-        shutil.rmtree(stage_folder, ignore_errors=True)
     documents = shards.sequence("train")
+    if sequence_length < 1:
+        raise RecipeError(f"a sequence length of {sequence_length} means nothing. Give 1 or more.")
+    if token_budget is not None and not 1 <= token_budget <= documents.num_tokens:
+        raise DataError(
+            f"a token budget of {token_budget} is not to be had: the shards hold {documents.num_tokens} training tokens. "
+            f"Give at most {documents.num_tokens}, and raise passes to go over them more often."
+        )
     total_tokens = (token_budget or documents.num_tokens) * recipe.passes
+    num_steps, batch_sequences = plan_steps(
+        total_tokens, batch_tokens=recipe.batch_tokens, sequence_length=sequence_length
+    )
+    if stop is None:
+        with runs.locked(stage_folder), stop_on_signals() as request:
+            return train(
+                model,
+                shards,
+                out,
+                recipe=recipe,
+                resume=resume,
+                sequence_length=sequence_length,
+                token_budget=token_budget,
+                seed=seed,
+                name=name,
+                label=label,
+                metrics_path=metrics_path,
+                target_nats=target_nats,
+                stop=request,
+                progress=progress,
+                record_event=record_event,
+            )
+    _refuse_foreign(stage_folder)
+    if not resume:
+        _clear(stage_folder)
     settings = {
-        "model": str(model),
+        "model": _fingerprint(model, stage_folder),
         "shards": shards.sha256,
         "recipe": recipe.model_dump(mode="json"),
         "sequence_length": sequence_length,
@@ -96,11 +133,9 @@ def train(
     _claim(stage_folder, settings)
     result_path = stage_folder / "result.json"
     if result_path.exists():
+        shutil.rmtree(stage_folder / "checkpoints", ignore_errors=True)  # left where a kill came just before this
         return TrainResult(stage_folder / "model", LoopResult(**runs.read_json(result_path)))
 
-    num_steps, batch_sequences = plan_steps(
-        total_tokens, batch_tokens=recipe.batch_tokens, sequence_length=sequence_length
-    )
     stage_name = name or stage_folder.name
     plan = LoopPlan(
         stage=stage_name,
@@ -116,29 +151,59 @@ def train(
     check_positions(network.config, sequence_length)
     watch = shards.sequence("watch")
 
-    def loop(request: StopRequest) -> LoopResult:
-        return run_loop(
-            network,
-            Sampler(documents, sequence_length, seed),
-            [watch.document(index) for index in range(watch.num_documents)],
-            plan=plan,
-            recipe=recipe,
-            stage_folder=stage_folder,
-            metrics_path=metrics_path or stage_folder / "metrics.jsonl",
-            stop=request,
-            progress=progress or Silent(),
-            record_event=record_event or (lambda kind, message: None),
-        )
-
-    if stop is not None:
-        result = loop(stop)
-    else:
-        with stop_on_signals() as request:
-            result = loop(request)
+    result = run_loop(
+        network,
+        Sampler(documents, sequence_length, seed),
+        [watch.document(index) for index in range(watch.num_documents)],
+        plan=plan,
+        recipe=recipe,
+        stage_folder=stage_folder,
+        metrics_path=metrics_path or stage_folder / "metrics.jsonl",
+        stop=stop,
+        progress=progress or Silent(),
+        record_event=record_event or (lambda kind, message: None),
+    )
     _save_model(network, start_folder, stage_folder / "model")
     runs.write_json(result_path, result.to_json())
     shutil.rmtree(stage_folder / "checkpoints", ignore_errors=True)  # a finished stage is never resumed
     return TrainResult(stage_folder / "model", result)
+
+
+def _refuse_foreign(stage_folder: Path) -> None:
+    """Leave a folder alone that holds something else than a stage.
+
+    Raises:
+        RecipeError: it is such a folder.
+    """
+    others = (
+        [path.name for path in stage_folder.iterdir() if not path.name.startswith(".")] if stage_folder.exists() else []
+    )
+    if others and not set(others) <= STAGE_ENTRIES:
+        raise RecipeError(
+            f"{stage_folder} holds {sorted(set(others) - STAGE_ENTRIES)[0]!r}, which is no part of a stage. "
+            "Name another folder for what training leaves behind."
+        )
+
+
+def _clear(stage_folder: Path) -> None:
+    """Delete what a stage left behind; its mark goes last."""
+    for name in sorted(STAGE_ENTRIES - {"settings.json"}) + ["settings.json"]:
+        path = stage_folder / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _fingerprint(model: str | Path, stage_folder: Path) -> str:
+    """What the stage starts from, by content: config and weights. A finished stage's start may be gone."""
+    folder = Path(model)
+    if not folder.is_dir():
+        before = stage_folder / "settings.json"
+        finished = (stage_folder / "result.json").exists() and before.exists()
+        return str(runs.read_json(before)["model"]) if finished else str(model)
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*")):
+        if path.name == "config.json" or path.suffix == ".safetensors":
+            digest.update(f"{path.name} {runs.file_sha256(path)}\n".encode())
+    return digest.hexdigest()
 
 
 def _claim(stage_folder: Path, settings: dict[str, Any]) -> None:
@@ -171,9 +236,9 @@ def check_positions(config: Any, sequence_length: int) -> None:
 
 
 def _save_model(model: Any, start_folder: Path, target: Path) -> None:
-    """The trained weights as a Hugging Face folder, with every other file of the folder it started from."""
+    """The trained weights as a Hugging Face folder, with tokenizer, licence and certificate of where it started."""
     with runs.new_folder(target) as new:
-        for path in start_folder.iterdir():
-            if path.is_file() and not path.name.endswith(WEIGHT_SUFFIXES) and path.name != "config.json":
-                shutil.copyfile(path, new / path.name)
+        copy_companions(start_folder, new)
+        if (start_folder / CERTIFICATE).exists():
+            shutil.copyfile(start_folder / CERTIFICATE, new / CERTIFICATE)
         model.to(torch.device("cpu")).eval().save_pretrained(new)
