@@ -160,7 +160,9 @@ def search(run: Run) -> Found:
             break
     run.event(None, "search ended", stopped_because)
 
-    baselines = {name: _scratch(run, finished, shards, watch_nats) for name in recipe.baselines}
+    baselines: dict[str, tuple[Scored, LoopResult]] = {
+        name: _scratch(run, finished, shards, watch_nats) for name in recipe.baselines
+    }
     return Found(
         reference=reference,
         reference_watch_nats=watch_nats,

@@ -83,6 +83,11 @@ class SplitModel(NamedTuple):
     head: Head
 
 
+def _vocabulary_size(model: Any) -> int:
+    """Rows of the input embedding."""
+    return int(model.get_input_embeddings().weight.shape[0])
+
+
 def split_head(model: nn.Module) -> SplitModel | None:
     """Body and head whose composition is the model, checked against the model's own logits.
 
@@ -99,7 +104,7 @@ def split_head(model: nn.Module) -> SplitModel | None:
         return None
     split = SplitModel(Body(body), Head(model, body_name))
     device = next(model.parameters()).device
-    ids_BT = torch.arange(2 * 8, device=device).reshape(2, 8) % body.get_input_embeddings().weight.shape[0]
+    ids_BT = torch.arange(2 * 8, device=device).reshape(2, 8) % _vocabulary_size(model)
     was_training = model.training
     model.eval()
     try:

@@ -93,8 +93,8 @@ def train(
         raise RecipeError(f"a sequence length of {sequence_length} means nothing. Give 1 or more.")
     if token_budget is not None and not 1 <= token_budget <= documents.num_tokens:
         raise DataError(
-            f"a token budget of {token_budget} is not to be had: the shards hold {documents.num_tokens} training tokens. "
-            f"Give at most {documents.num_tokens}, and raise passes to go over them more often."
+            f"a token budget of {token_budget} is not to be had: the shards hold {documents.num_tokens} training "
+            f"tokens. Give at most {documents.num_tokens}, and raise passes to go over them more often."
         )
     total_tokens = (token_budget or documents.num_tokens) * recipe.passes
     num_steps, batch_sequences = plan_steps(
@@ -187,7 +187,7 @@ def _refuse_foreign(stage_folder: Path) -> None:
 
 def _clear(stage_folder: Path) -> None:
     """Delete what a stage left behind; its mark goes last."""
-    for name in sorted(STAGE_ENTRIES - {"settings.json"}) + ["settings.json"]:
+    for name in [*sorted(STAGE_ENTRIES - {"settings.json"}), "settings.json"]:
         path = stage_folder / name
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
