@@ -110,7 +110,11 @@ def evaluate(
         raise EvaluationError(f"there is no text to score in {data}. Name shards, or files with text.")
     folders = {name: resolve(name) for name in dict.fromkeys(models + others)}
     networks = {name: load_model(folder).to(best_device()) for name, folder in folders.items()}
-    window = sequence_length or min([MAX_SEQUENCE_LENGTH, *(_positions(network) for network in networks.values())])
+    window = (
+        sequence_length
+        if sequence_length is not None
+        else min([MAX_SEQUENCE_LENGTH, *(_positions(network) for network in networks.values())])
+    )
     least = min([window, *(_positions(network) for network in networks.values())])
     if not 1 <= window <= least:
         raise EvaluationError(

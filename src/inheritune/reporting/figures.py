@@ -84,6 +84,10 @@ class Group:
     margin: float | None = field(default=None)
 
 
+TRAIN_POINTS = 40
+"""Points of a training curve: means of as many stretches, since single batches are noisy."""
+
+
 def thin(
     x: Sequence[float], y: Sequence[float], most: int = MAX_POINTS, *, average: bool = False
 ) -> tuple[list[float], list[float]]:
@@ -121,7 +125,7 @@ def loss_figure(
         axes = figure.subplots()
         handles: list[Line2D] = []
         for curve in curves:
-            x, y = thin(curve.x, curve.y, average=not curve.validation)
+            x, y = thin(curve.x, curve.y) if curve.validation else thin(curve.x, curve.y, TRAIN_POINTS, average=True)
             if not x:
                 continue
             style: dict[str, Any] = {"color": _colour(curve.role), "label": curve.label.lstrip("_")}

@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,73 +101,58 @@ def train(
     num_steps, batch_sequences = plan_steps(
         total_tokens, batch_tokens=recipe.batch_tokens, sequence_length=sequence_length
     )
-    if stop is None:
-        with runs.locked(stage_folder), stop_on_signals() as request:
-            return train(
-                model,
-                shards,
-                out,
-                recipe=recipe,
-                resume=resume,
-                sequence_length=sequence_length,
-                token_budget=token_budget,
-                seed=seed,
-                name=name,
-                label=label,
-                metrics_path=metrics_path,
-                target_nats=target_nats,
-                stop=request,
-                progress=progress,
-                record_event=record_event,
-            )
-    _refuse_foreign(stage_folder)
-    if not resume:
-        _clear(stage_folder)
-    settings = {
-        "model": _fingerprint(model, stage_folder),
-        "shards": shards.sha256,
-        "recipe": recipe.model_dump(mode="json"),
-        "sequence_length": sequence_length,
-        "tokens": total_tokens,
-        "seed": seed,
-    }
-    _claim(stage_folder, settings)
-    result_path = stage_folder / "result.json"
-    if result_path.exists():
-        shutil.rmtree(stage_folder / "checkpoints", ignore_errors=True)  # left where a kill came just before this
-        return TrainResult(stage_folder / "model", LoopResult(**runs.read_json(result_path)))
+    with ExitStack() as alone:
+        if stop is None:  # not part of a run that has the lock and the signals already
+            alone.enter_context(runs.locked(stage_folder))
+            stop = alone.enter_context(stop_on_signals())
+        _refuse_foreign(stage_folder)
+        if not resume:
+            _clear(stage_folder)
+        settings = {
+            "model": _fingerprint(model, stage_folder),
+            "shards": shards.sha256,
+            "recipe": recipe.model_dump(mode="json"),
+            "sequence_length": sequence_length,
+            "tokens": total_tokens,
+            "seed": seed,
+        }
+        _claim(stage_folder, settings)
+        result_path = stage_folder / "result.json"
+        if result_path.exists():
+            shutil.rmtree(stage_folder / "checkpoints", ignore_errors=True)  # left where a kill came just before this
+            return TrainResult(stage_folder / "model", LoopResult(**runs.read_json(result_path)))
 
-    stage_name = name or stage_folder.name
-    plan = LoopPlan(
-        stage=stage_name,
-        label=label or stage_name,
-        num_steps=num_steps,
-        batch_sequences=batch_sequences,
-        sequence_length=sequence_length,
-        target_nats=target_nats,
-    )
-    start_folder = resolve(model)
-    network = load_model(start_folder)
-    check_vocabulary(shards, network.get_input_embeddings().weight.shape[0])
-    check_positions(network.config, sequence_length)
-    watch = shards.sequence("watch")
+        stage_name = name or stage_folder.name
+        plan = LoopPlan(
+            stage=stage_name,
+            label=label or stage_name,
+            num_steps=num_steps,
+            batch_sequences=batch_sequences,
+            sequence_length=sequence_length,
+            target_nats=target_nats,
+        )
+        start_folder = resolve(model)
+        network = load_model(start_folder)
+        check_vocabulary(shards, network.get_input_embeddings().weight.shape[0])
+        check_positions(network.config, sequence_length)
+        watch = shards.sequence("watch")
 
-    result = run_loop(
-        network,
-        Sampler(documents, sequence_length, seed),
-        [watch.document(index) for index in range(watch.num_documents)],
-        plan=plan,
-        recipe=recipe,
-        stage_folder=stage_folder,
-        metrics_path=metrics_path or stage_folder / "metrics.jsonl",
-        stop=stop,
-        progress=progress or Silent(),
-        record_event=record_event or (lambda kind, message: None),
-    )
-    _save_model(network, start_folder, stage_folder / "model")
-    runs.write_json(result_path, result.to_json())
-    shutil.rmtree(stage_folder / "checkpoints", ignore_errors=True)  # a finished stage is never resumed
-    return TrainResult(stage_folder / "model", result)
+        result = run_loop(
+            network,
+            Sampler(documents, sequence_length, seed),
+            [watch.document(index) for index in range(watch.num_documents)],
+            plan=plan,
+            recipe=recipe,
+            stage_folder=stage_folder,
+            metrics_path=metrics_path or stage_folder / "metrics.jsonl",
+            stop=stop,
+            progress=progress or Silent(),
+            record_event=record_event or (lambda kind, message: None),
+        )
+        _save_model(network, start_folder, stage_folder / "model")
+        runs.write_json(result_path, result.to_json())
+        shutil.rmtree(stage_folder / "checkpoints", ignore_errors=True)  # a finished stage is never resumed
+        return TrainResult(stage_folder / "model", result)
 
 
 def _refuse_foreign(stage_folder: Path) -> None:

@@ -1,0 +1,63 @@
+import math
+
+import pytest
+
+from inheritune.data.tokenizer import train_tokenizer
+from inheritune.errors import EvaluationError
+from inheritune.evaluation.compare import evaluate
+
+TEXTS = [f"The child keeps the first layers of the reference, number {number}. " * 3 for number in range(12)]
+
+
+@pytest.fixture
+def text_files(tmp_path):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for number, text in enumerate(TEXTS):
+        (folder / f"{number:02}.txt").write_text(text, encoding="utf-8")
+    return folder
+
+
+def test_loss_perplexity_and_bits_per_byte_agree_with_each_other(save_reference, text_files, tmp_path):
+    model = save_reference("llama", tmp_path / "model")
+    found = evaluate(str(model), data=str(text_files), sequence_length=64)
+    (score,) = found.scores
+    num_bytes = sum(len(text.encode()) for text in TEXTS)
+    assert (score.documents, score.tokens, found.num_bytes) == (12, num_bytes, num_bytes)  # a byte is a token here
+    assert score.perplexity == pytest.approx(math.exp(score.loss_nats))
+    assert score.bits_per_byte == pytest.approx(score.loss_nats / math.log(2))
+    assert found.to_json()["scores"][0]["model"] == str(model)
+
+
+def test_a_model_against_itself_differs_by_nothing(save_reference, text_files, tmp_path):
+    model = str(save_reference("llama", tmp_path / "model"))
+    (difference,) = evaluate(model, data=text_files, against=model).differences
+    assert difference.unit == "nats per token"
+    assert (difference.interval.mean, difference.interval.low, difference.interval.high) == (0.0, 0.0, 0.0)
+
+
+def test_models_with_different_tokenizers_are_compared_in_bits_per_byte(save_reference, text_files, tmp_path):
+    first = save_reference("llama", tmp_path / "first", vocab_size=300)
+    second = save_reference("llama", tmp_path / "second", with_tokenizer=False, vocab_size=300)
+    tokenizer = train_tokenizer(TEXTS, 300, tmp_path / "tokenizer")
+    for path in tokenizer.iterdir():
+        (second / path.name).write_bytes(path.read_bytes())
+    found = evaluate(str(second), data=str(text_files), against=[str(first)])
+    (difference,) = found.differences
+    second_score, first_score = found.scores
+    assert second_score.tokens < first_score.tokens
+    assert difference.unit == "bits per byte"
+    assert difference.interval.mean == pytest.approx(second_score.bits_per_byte - first_score.bits_per_byte)
+    assert "bits per byte (95 %, paired over documents)" in found.table()
+
+
+def test_text_without_a_word_is_refused(save_reference, tmp_path):
+    (tmp_path / "empty.txt").write_text(" \n")
+    with pytest.raises(EvaluationError, match="no text to score"):
+        evaluate(str(save_reference("llama", tmp_path / "model")), data=str(tmp_path / "empty.txt"))
+
+
+@pytest.mark.parametrize("window", [0, 129])
+def test_windows_beyond_the_positions_are_refused(window, save_reference, text_files, tmp_path):
+    with pytest.raises(EvaluationError, match="Give 1 to 128"):
+        evaluate(str(save_reference("gpt2", tmp_path / "model")), data=str(text_files), sequence_length=window)

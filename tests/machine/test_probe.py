@@ -1,0 +1,61 @@
+import json
+
+import pytest
+import torch
+
+from inheritune.machine import probe
+from inheritune.machine.memory import is_out_of_memory, peak_memory_bytes
+from inheritune.machine.probe import Choices, choose, computing_as, has_compiler
+
+SMALL = {
+    "hidden_size": 16, "num_parameters": 1000, "sequence_length": 32, "num_tokens": 1000, "batch_sequences": 4,
+    "precision": "auto", "compile": "auto", "micro_batch": "auto", "deterministic": True,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("gain", "precision"), [(1.0, "float32"), (1.19, "float32"), (1.21, "bfloat16")])
+def test_bfloat16_is_taken_only_where_it_is_faster(gain, precision, monkeypatch):
+    speed = {torch.float32: 100.0, torch.bfloat16: 100.0 * gain}
+    monkeypatch.setattr(probe, "matmul_gflops", lambda dtype, device, shape: speed[dtype])
+    assert choose(**SMALL).precision == precision
+
+
+def test_what_is_given_is_not_probed(monkeypatch):
+    monkeypatch.setattr(probe, "matmul_gflops", lambda *_: pytest.fail("probed"))
+    assert choose(**{**SMALL, "precision": "float32"}).precision == "float32"
+
+
+def test_a_short_stage_is_not_compiled_and_a_long_one_is():
+    assert not choose(**SMALL).compile
+    assert choose(**{**SMALL, "num_parameters": 10**9, "num_tokens": 10**9}).compile == has_compiler("cpu")
+
+
+def test_without_a_compiler_the_model_runs_uncompiled_and_says_so(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    chosen = choose(**{**SMALL, "compile": True})
+    assert not chosen.compile
+    assert "install g++" in chosen.notes[0]
+
+
+def test_the_micro_batch_is_never_larger_than_the_batch():
+    assert choose(**SMALL).micro_batch == 4
+    assert choose(**{**SMALL, "batch_sequences": 4096}).micro_batch == probe.MICRO_BATCH_TOKENS["cpu"] // 32
+
+
+def test_choices_read_back_from_their_json():
+    chosen = choose(**SMALL)
+    assert Choices.from_json(json.loads(json.dumps(chosen.to_json()))) == chosen
+
+
+def test_threads_and_determinism_hold_inside_and_are_put_back():
+    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    with computing_as(Choices("cpu", "float32", False, 1, threads=1, deterministic=True)):
+        assert (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()) == (1, True)
+    assert (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()) == before
+
+
+def test_running_out_of_memory_is_told_from_other_errors():
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"))
+    assert not is_out_of_memory(RuntimeError("shapes do not fit"))
+    assert peak_memory_bytes(torch.device("cpu")) > 10**7
