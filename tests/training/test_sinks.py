@@ -24,12 +24,8 @@ def test_resuming_cuts_the_log_back_to_the_checkpoint_and_leaves_other_stages_al
     write(path, "round-2", range(5))
     write(path, "round-2", range(2, 5), resumed=2)
     kept = [(line["stage"], line["kind"], line["step"]) for line in lines(path)]
-    assert kept[:6] == [
-        ("round-1", kind, step) for n in range(3) for kind, step in (("validation", n), ("train", n + 1))
-    ]
-    assert kept[6:] == [
-        ("round-2", kind, step) for n in range(5) for kind, step in (("validation", n), ("train", n + 1))
-    ]
+    pairs = [pair for step in range(5) for pair in (("validation", step), ("train", step + 1))]
+    assert kept == [("round-1", *pair) for pair in pairs[:6]] + [("round-2", *pair) for pair in pairs]
 
 
 def test_a_line_torn_by_a_kill_is_cut_off(tmp_path):

@@ -110,12 +110,8 @@ def evaluate(
         raise EvaluationError(f"there is no text to score in {data}. Name shards, or files with text.")
     folders = {name: resolve(name) for name in dict.fromkeys(models + others)}
     networks = {name: load_model(folder).to(best_device()) for name, folder in folders.items()}
-    window = (
-        sequence_length
-        if sequence_length is not None
-        else min([MAX_SEQUENCE_LENGTH, *(_positions(network) for network in networks.values())])
-    )
-    least = min([window, *(_positions(network) for network in networks.values())])
+    least = min(_positions(network) for network in networks.values())
+    window = min(MAX_SEQUENCE_LENGTH, least) if sequence_length is None else sequence_length
     if not 1 <= window <= least:
         raise EvaluationError(
             f"windows of {window} tokens do not fit: the models have {least} positions. Give 1 to {least}."
