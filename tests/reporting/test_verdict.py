@@ -64,5 +64,8 @@ def test_gap_closed_is_computed_where_it_was_not_written():
 
 def test_a_target_given_as_a_number_is_not_called_the_reference(make_run):
     summary = dict(read_run(make_run("parity")).summary) | {"target": 1.9}
+    against = {**summary["against"], "target": {"mean": -0.036, "low": -0.05, "high": -0.02, "seeds": 1}}
+    summary |= {"against": against}
     assert verdict_sentences(summary)[0].startswith("Parity with the target")
+    assert "-0.0360" in verdict_sentences(summary)[0]
     assert "the target's 1.900" in verdict_sentences(summary)[0]

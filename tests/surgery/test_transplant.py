@@ -233,7 +233,7 @@ def test_selection_that_the_reference_cannot_give_leaves_nothing_behind(layers, 
     assert [path.name for path in tmp_path.iterdir()] == ["reference"]
 
 
-@pytest.mark.parametrize("step", ["_write_weights", "_copy_files", "_check_bytes", "_compare"])
+@pytest.mark.parametrize("step", ["_write_weights", "copy_companions", "_check_bytes", "_compare"])
 def test_interruption_in_the_middle_leaves_no_child(step, save_reference, tmp_path, monkeypatch):
     reference = save_reference("llama", tmp_path / "reference")
 

@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from inheritune import runs
 from inheritune.data.tokenizer import open_tokenizer
 from inheritune.errors import RecipeError
+from inheritune.surgery.folder import quiet
 
 
 def start_from_config(config: dict[str, Any], tokenizer: Path, out: Path, *, seed: int) -> None:
@@ -59,7 +60,8 @@ def _save(model: Any, tokenizer: Path, out: Path) -> None:
     """Write the model, with the tokenizer's files byte for byte."""
     not_tokenizer = {"config.json", "generation_config.json", "certificate.json", "README.md"}
     with runs.new_folder(out) as new:
-        model.save_pretrained(new)
+        with quiet():
+            model.save_pretrained(new)
         for path in tokenizer.iterdir():
             if path.is_file() and ".safetensors" not in path.name and path.name not in not_tokenizer:
                 shutil.copyfile(path, new / path.name)

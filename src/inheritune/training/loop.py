@@ -144,6 +144,7 @@ def run_loop(
         started = time.monotonic() - state.elapsed_s
         pace: deque[float] = deque(maxlen=PACE_STEPS)  # seconds of the latest steps
         last_saved_s = time.monotonic()
+        last_step_s: float | None = None
 
         def save() -> None:
             metrics.sync()
@@ -205,7 +206,9 @@ def run_loop(
                 now = time.monotonic()
                 state = State(state.step + 1, state.tokens + plan.batch_tokens, position, now - started)
                 tokens_per_s = plan.batch_tokens / (now - step_began)
-                pace.append(now - step_began)
+                if last_step_s is not None:  # the first step of a process compiles, and says nothing of the pace
+                    pace.append(now - step_began)
+                last_step_s = now
                 metrics.write(
                     "train",
                     {
@@ -226,7 +229,7 @@ def run_loop(
                         loss_nats=loss_nats,
                         validation_nats=watch_nats,
                         target_nats=plan.target_nats,
-                        tokens_per_s=plan.batch_tokens / median(pace),
+                        tokens_per_s=plan.batch_tokens / median(pace) if pace else None,
                     )
                 )
                 if now - last_saved_s >= 60 * recipe.save_every_minutes:

@@ -120,7 +120,7 @@ def status_line(
     loss_nats: float,
     validation_nats: float | None,
     target_nats: float | None,
-    tokens_per_s: float,
+    tokens_per_s: float | None,
 ) -> str:
     """One line of a stage's progress, every number with its unit."""
     parts = [label, f"{format_count(tokens)}/{format_count(total_tokens)} tokens", f"loss {loss_nats:.3f} nats"]
@@ -130,7 +130,7 @@ def status_line(
         parts.append(f"target {target_nats:.3f}")
     if validation_nats is not None and target_nats is not None:
         parts.append(f"gap {validation_nats - target_nats:+.3f}")
-    parts.append(f"{format_count(round(tokens_per_s))} tok/s")
-    if tokens_per_s > 0:
+    if tokens_per_s:
+        parts.append(f"{format_count(round(tokens_per_s))} tok/s")
         parts.append(f"{format_duration((total_tokens - tokens) / tokens_per_s)} left")
     return " | ".join(parts)

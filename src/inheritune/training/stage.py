@@ -18,7 +18,7 @@ from inheritune.errors import DataError, RecipeError
 from inheritune.machine.stop import StopRequest, stop_on_signals
 from inheritune.recipe import TrainRecipe, train_recipe
 from inheritune.surgery.certificate import FILE as CERTIFICATE
-from inheritune.surgery.folder import load_model, resolve
+from inheritune.surgery.folder import load_model, quiet, resolve
 from inheritune.surgery.transplant import copy_companions
 from inheritune.training.loop import LoopPlan, LoopResult, plan_steps, run_loop
 from inheritune.training.sinks import Progress, Silent
@@ -227,4 +227,5 @@ def _save_model(model: Any, start_folder: Path, target: Path) -> None:
         copy_companions(start_folder, new)
         if (start_folder / CERTIFICATE).exists():
             shutil.copyfile(start_folder / CERTIFICATE, new / CERTIFICATE)
-        model.to(torch.device("cpu")).eval().save_pretrained(new)
+        with quiet():
+            model.to(torch.device("cpu")).eval().save_pretrained(new)
