@@ -11,6 +11,7 @@ import tempfile
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from inheritune.runs import machine_facts
 
@@ -30,49 +31,57 @@ def checks(folder: Path) -> dict[str, list[str]]:
         "tests": [python, "-m", "pytest", "-q"],
         "start-up": [python, "benchmarks/startup.py"],
         "demo": [python, "-m", "inheritune", "demo", "--run-dir", str(demo)],
-        "killed demo": [python, "benchmarks/killed_demo.py", str(folder / "kills"), "--undisturbed", str(demo)],
     }
     for name in ("books-llama", "books-gpt2"):
         if BOOKS.exists():
             asked = ["--data.sources", f"[{BOOKS}]", "--run-dir", str(folder / name)]
             listed[name] = [python, "-m", "inheritune", "run", f"benchmarks/{name}.yaml", *asked]
+    kills = str(folder / "kills")
+    listed["killed demo"] = [python, "benchmarks/killed_demo.py", kills, "--undisturbed", str(demo)]
     return listed
+
+
+def run_check(command: list[str], folder: str) -> dict[str, Any]:
+    """Run one check; what it printed names neither this machine's folders nor its interpreter."""
+
+    def cleaned(text: str) -> str:
+        for path, name in ((folder, "OUT"), (str(ROOT.parent), ".."), (sys.executable, "python")):
+            text = text.replace(path, name)
+        return text
+
+    begin = time.monotonic()
+    ended = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    return {
+        "command": cleaned(" ".join(command)),
+        "exit_code": ended.returncode,
+        "seconds": round(time.monotonic() - begin, 1),
+        "printed": cleaned(ended.stdout)[-TAIL_CHARACTERS:],
+    }
 
 
 def main() -> None:
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
-    results = {}
-    with tempfile.TemporaryDirectory() as temporary:
-        for name, command in checks(Path(temporary)).items():
-            print(f"== {name}", flush=True)
-            begin = time.monotonic()
-            ended = subprocess.run(
-                command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
-            )
-            shown = (
-                ended.stdout.replace(temporary, "OUT").replace(str(ROOT.parent), "..").replace(sys.executable, "python")
-            )
-            words = [
-                word.replace(temporary, "OUT").replace(str(ROOT.parent), "..") for word in ["python", *command[1:]]
-            ]
-            seconds = round(time.monotonic() - begin, 1)
-            results[name] = {
-                "command": " ".join(words),
-                "exit_code": ended.returncode,
-                "seconds": seconds,
-                "printed": shown[-TAIL_CHARACTERS:],
-            }
-            print(f"exit code {ended.returncode} after {seconds} s\n{shown[-TAIL_CHARACTERS:]}", flush=True)
-    honest = {"books-llama", "books-gpt2"}  # 5, parity not shown, is a result and not a failure
-    broken = [
-        name
-        for name, result in results.items()
-        if result["exit_code"] and not (name in honest and result["exit_code"] == 5)
-    ]
     path = ROOT / "benchmarks" / "results" / f"full-{datetime.now(UTC).date()}.json"
-    left_out = [] if BOOKS.exists() else ["books-llama, books-gpt2: no ../shared/data/corpora/books"]
-    report = {"commit": commit.stdout.strip(), "broken": broken, "left_out": left_out, **machine_facts()}
-    path.write_text(json.dumps({**report, "checks": results}, indent=2) + "\n", encoding="utf-8")
+    results: dict[str, dict[str, Any]] = {}
+    broken: list[str] = []
+    with tempfile.TemporaryDirectory() as temporary:
+        listed = checks(Path(temporary))
+        for name, command in listed.items():
+            print(f"== {name}", flush=True)
+            result = results[name] = run_check(command, temporary)
+            print(f"exit code {result['exit_code']} after {result['seconds']} s\n{result['printed']}", flush=True)
+            honest = name.startswith("books") and result["exit_code"] == 5  # parity not shown is a result, no failure
+            if result["exit_code"] and not honest:
+                broken.append(name)
+            report = {
+                "commit": commit.stdout.strip(),
+                "broken": broken,
+                "not_run": [other for other in listed if other not in results],
+                "left_out": [] if BOOKS.exists() else ["books: no ../shared/data/corpora/books"],
+                **machine_facts(),
+                "checks": results,
+            }
+            path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")  # after each: a stop loses nothing
     print(f"wrote {path}; broken: {broken or 'nothing'}")
     sys.exit(1 if broken else 0)
 
