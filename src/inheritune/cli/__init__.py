@@ -17,6 +17,7 @@ from inheritune.cli.report import report
 from inheritune.cli.run import run
 from inheritune.cli.train import train
 from inheritune.errors import InherituneError, RecipeError, Stopped
+from inheritune.machine.allocator import keep_freed_memory
 
 HELP = """Make a small base language model from a big one.
 
@@ -50,6 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
     """
     given = sys.argv[1:] if arguments is None else arguments
     words = [word for word in given if word != "--debug"]
+    keep_freed_memory()
     sys.exit(_run(words, debug="--debug" in given))
 
 

@@ -121,7 +121,7 @@ def search(run: Run) -> Found:
         trained_tokens = int(runs.read_json(run.stage("reference") / "result.json")["tokens"])
     check_positions(build_config(read_config(reference_folder)), recipe.data.sequence_length)
     shards = _shards(run, reference_folder)
-    check_vocabulary(shards, load_model(reference_folder).get_input_embeddings().weight.shape[0])
+    check_vocabulary(shards, _embedding_shape(reference_folder)[0])
     documents = shards.sequence("train")
     round_tokens = (recipe.data.token_budget or documents.num_tokens) * recipe.train.passes
     if recipe.growth.total_tokens is not None and round_tokens > recipe.growth.total_tokens:
@@ -386,18 +386,24 @@ def _announce(run: Run, label: str, start: Path, shards: Shards, passes: int) ->
     steps, batch_sequences = plan_steps(tokens, batch_tokens=recipe.train.batch_tokens, sequence_length=length)
     micro_batch = recipe.train.micro_batch
     micro_batch_tokens = MICRO_BATCH_TOKENS[best_device()] if micro_batch == "auto" else micro_batch * length
-    embedding = build_on_meta(build_config(read_config(start))).get_input_embeddings().weight
+    vocabulary_size, hidden_size = _embedding_shape(start)
     estimate = estimate_stage(
         parameters=_num_parameters(start),
         depth=anatomy_of_folder(start).depth,
-        hidden_size=embedding.shape[1],
+        hidden_size=hidden_size,
         steps=steps,
         batch_tokens=batch_sequences * length,
         micro_batch_tokens=min(micro_batch_tokens, batch_sequences * length),
         keep_checkpoints=recipe.train.keep_checkpoints,
-        logits_at_once=min(LOGITS_AT_ONCE, micro_batch_tokens * embedding.shape[0]),
+        logits_at_once=min(LOGITS_AT_ONCE, micro_batch_tokens * vocabulary_size),
     )
     run.progress.say(estimate.line(label))
+
+
+def _embedding_shape(folder: Path) -> tuple[int, int]:
+    """Rows and width of a saved model's input embedding; reads only its config."""
+    rows, width = build_on_meta(build_config(read_config(folder))).get_input_embeddings().weight.shape
+    return int(rows), int(width)
 
 
 def _training_tokens(reference_folder: Path) -> int | None:

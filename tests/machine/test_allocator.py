@@ -1,0 +1,39 @@
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from inheritune.machine import allocator
+
+FAULTS = """
+import resource, sys
+import torch
+from inheritune.machine.allocator import keep_freed_memory
+if sys.argv[1] == "kept":
+    assert keep_freed_memory()
+for _ in range(40):
+    torch.ones(2**24)  # 64 MiB: the first blocks are new in both cases, until one fits with its alignment
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    torch.ones(2**24)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def faults(how):
+    ended = subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=True)
+    return int(ended.stdout)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library here is not glibc")
+def test_a_block_that_was_freed_is_used_again_without_new_pages():
+    pages = 10 * 2**26 // 2**12
+    assert faults("kept") < pages / 100
+    assert faults("given back") > pages / 1000  # a machine with huge pages faults in 2 MiB at a time
+
+
+def test_another_c_library_is_left_alone(monkeypatch):
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("musl", "1.2"))
+    monkeypatch.setattr(allocator.ctypes, "CDLL", lambda *_: pytest.fail("called"))
+    assert allocator.keep_freed_memory() is False
