@@ -79,4 +79,6 @@ def test_cut_to_three_of_five_layers_trained_grown_and_reported(stories260k, sto
     prompts = ["once upon a time", "the little dog", "one day, a girl", "tom and his mom"]
     child = distinct_n(write(tmp_path / "run" / "model", prompts, temperature=1.0), 2)
     reference = distinct_n(write(stories260k, prompts, temperature=1.0), 2)
+    rounds = [(each["depth"], each["loss_nats"], each["interval"], each["verdict"]) for each in summary["rounds"]]
+    print(json.dumps({"rounds": rounds, "against": against, "distinct_2": {"child": child, "reference": reference}}))
     assert child > 0.5 * reference, f"distinct-2 {child:.2f} of the child, {reference:.2f} of the reference"
