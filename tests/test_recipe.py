@@ -117,12 +117,12 @@ def test_fields_of_the_reference_config_are_free(load):
     assert recipe.reference.train.config == {"model_type": "llama", "hidden_size": 64}
 
 
-def test_the_commented_recipe_names_every_key_and_loads(load):
+def test_the_commented_recipe_names_every_key_and_loads_once_filled_in(load):
     text = commented_recipe()
     for key in known_keys():
         if not key.startswith("reference.train."):
             assert f"{key.rpartition('.')[2]}:" in text, key
-    recipe = load(text)
+    recipe = load(text, {"reference.model": "some/model", "data.sources": "[texts]"})
     assert recipe.data.token_budget == 10**9
     assert recipe.train == load(SMALL).train
 

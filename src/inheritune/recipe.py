@@ -87,6 +87,7 @@ class Recipe(RecipePart):
         for key, value in overrides.items():
             problem = _override(values, key.replace("-", "_"), value)
             problems += [problem] if problem else []
+        problems += _left_open(values, path, lines)
         try:
             recipe = cls.model_validate(values)
         except ValidationError as error:
@@ -118,6 +119,19 @@ def _override(values: dict[str, Any], key: str, value: Any) -> str | None:
         part = part[parent]
     part[last] = value
     return None
+
+
+def _left_open(values: Mapping[str, Any], path: Path, lines: dict[str, int]) -> list[str]:
+    """One line per place of a new recipe that nobody has filled in."""
+    open_places = []
+    for key in ("reference.model", "data.sources"):
+        part, _, name = key.partition(".")
+        given = values.get(part)
+        if isinstance(given, dict) and given.get(name) == COMMENTED_VALUES[key]:
+            open_places.append(
+                f"{path}:{lines.get(key, 1)}: {key} is still to be filled in; the line above it says how"
+            )
+    return open_places
 
 
 TEXT_KEYS = ("reference.model", "reference.revision", "reference.train.tokenizer", "data.text_field", "run_dir")

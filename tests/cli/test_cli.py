@@ -28,6 +28,16 @@ def test_init_writes_a_recipe_that_loads_once_it_is_filled_in(tmp_path, capsys):
     assert "inheritune run" in capsys.readouterr().out
 
 
+def test_a_recipe_that_nobody_filled_in_is_refused_and_nothing_is_fetched(tmp_path, capsys):
+    run("init", tmp_path / "my.yaml")
+    assert run("run", tmp_path / "my.yaml") == 2
+    shown = capsys.readouterr().err
+    for key, word in {"reference.model": "model: PATH_OR_HUB_ID", "data.sources": "sources: [PATH_TO_TEXT]"}.items():
+        lines = (tmp_path / "my.yaml").read_text().splitlines()
+        (number,) = [index for index, line in enumerate(lines, start=1) if line.strip() == word]
+        assert f"my.yaml:{number}: {key} is still to be filled in" in shown
+
+
 def test_init_leaves_an_existing_file_alone(tmp_path, capsys):
     (tmp_path / "my.yaml").write_text("mine")
     assert run("init", tmp_path / "my.yaml") == 2
@@ -39,6 +49,8 @@ def test_init_leaves_an_existing_file_alone(tmp_path, capsys):
     ("words", "said"),
     [
         (["rnu"], 'Did you mean "run"'),
+        (["rnu"], "Try `inheritune --help`"),
+        (["run"], "Try `inheritune run --help`"),
         (["run"], "RECIPE"),
         (["run", "missing.yaml"], "cannot read the recipe missing.yaml"),
         (["eval"], "no model named"),

@@ -25,21 +25,22 @@ Keep the reference's first layers, train them on a small share of the data, add 
 matches. Start with `inheritune demo`, then `inheritune init` and `inheritune run`.
 """
 
+VERBS: dict[str, Callable[..., Any]] = {
+    "demo": demo,
+    "init": init,
+    "run": run,
+    "inherit": inherit,
+    "prepare": prepare,
+    "train": train,
+    "eval": evaluate,
+    "report": report,
+}
+
 
 def build_app() -> App:
     """The command line with all its verbs."""
     app = App(name="inheritune", help=HELP, version=lambda: version("inheritune"))
-    verbs: dict[str, Callable[..., Any]] = {
-        "demo": demo,
-        "init": init,
-        "run": run,
-        "inherit": inherit,
-        "prepare": prepare,
-        "train": train,
-        "eval": evaluate,
-        "report": report,
-    }
-    for verb, function in verbs.items():
+    for verb, function in VERBS.items():
         app.command(function, name=verb)
     return app
 
@@ -61,7 +62,8 @@ def _run(words: list[str], *, debug: bool) -> int:
         code = build_app()(words, exit_on_error=False, print_error=False, result_action="return_value")
         return code if isinstance(code, int) else 0
     except CycloptsError as error:
-        return _say(RecipeError(f"{error}\nTry `inheritune {words[0] if words else ''} --help`."), debug=debug)
+        verb = f"{words[0]} " if words and words[0] in VERBS else ""
+        return _say(RecipeError(f"{error}\nTry `inheritune {verb}--help`."), debug=debug)
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         return stopped.exit_code
