@@ -294,6 +294,31 @@ def test_a_card_lost_to_a_kill_is_written_when_the_run_is_started_again(recipe, 
     assert (tmp_path / "run" / "model" / "README.md").exists()
 
 
+def test_a_reference_that_changed_under_a_run_is_refused_until_it_is_put_back(recipe, tmp_path, monkeypatch):
+    honest = rounds.train
+
+    def stopping(model, shards, out, *, stop, **settings):
+        settings["progress"] = StopAfter(3, stop)
+        return honest(model, shards, out, stop=stop, **settings)
+
+    asked, weights = recipe(), tmp_path / "reference" / "model.safetensors"
+    monkeypatch.setattr(rounds, "train", stopping)
+    with pytest.raises(Stopped):
+        grow(asked, progress=Silent())
+    monkeypatch.setattr(rounds, "train", honest)
+    before = weights.read_bytes()
+    weights.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+    with pytest.raises(SurgeryError, match=r"reference changed.*model\.safetensors has other bytes.*--fresh"):
+        grow(asked, progress=Silent())
+    weights.write_bytes(before)
+    summary = grow(asked, progress=Silent()).summary
+    assert summary["state"] == "done"
+    assert set(read(tmp_path / "run" / "provenance.json")["reference"]["sha256"]) == {
+        "config.json",
+        "model.safetensors",
+    }
+
+
 def test_a_run_folder_that_was_moved_in_the_middle_goes_on(recipe, tmp_path, monkeypatch):
     honest = rounds.train
 

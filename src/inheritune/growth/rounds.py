@@ -18,6 +18,7 @@ from inheritune.errors import RecipeError
 from inheritune.evaluation.statistics import Interval, paired_bootstrap, token_mean
 from inheritune.evaluation.token_loss import score_documents
 from inheritune.growth.depths import depth_schedule
+from inheritune.growth.inputs import find_reference, hold_to_reference
 from inheritune.growth.parity import decide
 from inheritune.growth.starts import start_from_config, start_like
 from inheritune.machine.probe import MICRO_BATCH_TOKENS, best_device
@@ -25,7 +26,7 @@ from inheritune.machine.stop import StopRequest
 from inheritune.planning.estimate import estimate_stage
 from inheritune.recipe import Recipe
 from inheritune.surgery.anatomy import anatomy_of_folder
-from inheritune.surgery.folder import build_config, build_on_meta, load_model, read_config, resolve
+from inheritune.surgery.folder import build_config, build_on_meta, load_model, read_config
 from inheritune.surgery.selection import is_prefix, parse_selection
 from inheritune.surgery.transplant import inherit
 from inheritune.training.gradient import LOGITS_AT_ONCE
@@ -113,7 +114,8 @@ def search(run: Run) -> Found:
     """The whole method on one recipe; every finished part is found in the run folder and not done again."""
     recipe = run.recipe
     if recipe.reference.model is not None:
-        reference_folder, trained_tokens = resolve(recipe.reference.model, recipe.reference.revision), 0
+        reference_folder = find_reference(run.folder, recipe.reference.model, recipe.reference.revision)
+        trained_tokens = 0
         depths = _depths(recipe, reference_folder)  # what cannot be done is refused before anything is prepared
     else:
         reference_folder = make_reference(run)
@@ -121,6 +123,7 @@ def search(run: Run) -> Found:
         trained_tokens = int(runs.read_json(run.stage("reference") / "result.json")["tokens"])
     check_positions(build_config(read_config(reference_folder)), recipe.data.sequence_length)
     shards = _shards(run, reference_folder)
+    hold_to_reference(run.folder, reference_folder, recipe.reference.revision)  # from here on no recipe is exchanged
     check_vocabulary(shards, _embedding_shape(reference_folder)[0])
     documents = shards.sequence("train")
     round_tokens = (recipe.data.token_budget or documents.num_tokens) * recipe.train.passes
