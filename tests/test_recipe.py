@@ -37,6 +37,11 @@ def test_a_recipe_has_at_most_sixty_keys():
     assert 30 < len(leaves) <= 60
 
 
+def test_a_seed_is_no_larger_than_torch_takes(load):
+    assert load(SMALL, {"seed": str(2**63 - 1)}).seed == 2**63 - 1
+    assert "seed" in problems(load, SMALL, {"seed": "1e20"})
+
+
 def test_quantities_are_read_with_their_units(load):
     recipe = load(SMALL + "train: {batch_tokens: 131k, peak_lr: 2e-4, warmup_fraction: 5%}\n")
     assert (recipe.train.batch_tokens, recipe.train.peak_lr) == (131_000, 2e-4)

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -73,3 +75,48 @@ def test_the_machine_is_described_without_asking_anyone():
     facts = runs.machine_facts()
     assert {"python", "torch", "transformers", "inheritune"} <= set(facts["versions"])
     assert facts["machine"]["cores"] >= 1
+
+
+def test_two_processes_that_make_one_folder_do_not_take_each_others_half(tmp_path):
+    code = (
+        "import sys, time; from pathlib import Path; from inheritune import runs\n"
+        "with runs.new_folder(Path(sys.argv[1])) as new:\n"
+        "    (new / 'theirs').touch(); print('begun', flush=True); sys.stdin.read()\n"
+    )
+    target = tmp_path / "made"
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, str(target)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert other.stdout.readline() == "begun\n"
+    with runs.new_folder(target) as new:
+        (new / "ours").touch()
+    assert [path.name for path in target.iterdir()] == ["ours"]
+    other.communicate("", timeout=30)
+    assert other.returncode == 0
+    assert [path.name for path in target.iterdir()] == ["theirs"]
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]
+
+
+def test_what_a_killed_process_left_of_a_new_folder_is_swept_away(tmp_path):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    (tmp_path / f".made.{ended.pid}.tmp").mkdir()
+    with runs.new_folder(tmp_path / "made"):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]
+
+
+def test_a_folder_is_removed_whole_or_not_at_all(tmp_path, monkeypatch):
+    def killed(path, **_):
+        if path.exists():
+            raise KeyboardInterrupt
+
+    for name in ("one", "two"):
+        (tmp_path / "gone" / name).mkdir(parents=True)
+    monkeypatch.setattr(runs.shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        runs.remove_folder(tmp_path / "gone")
+    assert not (tmp_path / "gone").exists()
+    monkeypatch.undo()
+    runs.remove_folder(tmp_path / "gone")
+    assert list(tmp_path.iterdir()) == []

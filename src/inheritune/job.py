@@ -106,6 +106,7 @@ def _open_run(recipe: Recipe, *, fresh: bool, progress: Progress | None) -> Iter
     """The run folder, locked and claimed for this recipe, with its signals and its terminal."""
     folder = Path(recipe.run_dir)
     progress = progress or Terminal()
+    _refuse_nested(folder, recipe)
     with runs.locked(folder), stop_on_signals() as stop:
         if fresh:
             _clear(folder)
@@ -119,6 +120,22 @@ def _open_run(recipe: Recipe, *, fresh: bool, progress: Progress | None) -> Iter
             progress.close()
 
 
+def _refuse_nested(folder: Path, recipe: Recipe) -> None:
+    """Keep what a run reads apart from its folder, which --fresh empties.
+
+    Raises:
+        RecipeError: the reference or a source lies in the run folder.
+    """
+    sources = [source if isinstance(source, str) else source.path for source in recipe.data.sources]
+    for what in filter(None, [recipe.reference.model, *sources]):
+        given = Path(what).resolve()
+        if given.exists() and (given == folder.resolve() or folder.resolve() in given.parents):
+            raise RecipeError(
+                f"{what} lies in the run folder {folder}, which belongs to the run alone. Move it elsewhere, or choose "
+                "another run_dir."
+            )
+
+
 def _claim(folder: Path, recipe: Recipe) -> None:
     """Mark the folder as this recipe's, or refuse one that another recipe made."""
     path = folder / "recipe.yaml"
@@ -129,6 +146,8 @@ def _claim(folder: Path, recipe: Recipe) -> None:
             raise RecipeError(
                 f"{folder} is not empty and no run folder (it holds {min(foreign)!r}). Choose another run_dir."
             )
+        for name in ("provenance.json", "events.jsonl"):  # of a recipe that was refused before anything was made
+            (folder / name).unlink(missing_ok=True)
         runs.write_text(path, recipe.dump())
         return
     before = Recipe.load(path).model_copy(update={"run_dir": recipe.run_dir})  # the folder may have been moved

@@ -65,7 +65,7 @@ class Recipe(RecipePart):
     run_dir: str = "runs/run"
     """Folder that the run leaves behind; runs/NAME by default, NAME being the recipe's file name."""
 
-    seed: Whole = 0
+    seed: Annotated[Whole, Field(lt=2**63)] = 0
     """Of the choice and order of documents, the initialisers and the bootstrap."""
 
     @classmethod

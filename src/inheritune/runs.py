@@ -66,15 +66,19 @@ def read_json(path: Path) -> Any:
 def new_folder(target: Path) -> Iterator[Path]:
     """A temporary folder beside ``target`` that becomes ``target`` if the block ends well, and vanishes if not.
 
-    Left-overs of a killed process are swept away. An existing ``target`` is replaced, and is there whole until the
-    new one is: killed in between, the next call puts it back.
+    Left-overs of killed processes are swept away, and those of a process that is still at work are left alone. An
+    existing ``target`` is replaced, and is there whole until the new one is: killed in between, the next call puts it
+    back.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary, former = target.with_name(f".{target.name}.tmp"), target.with_name(f".{target.name}.old")
+    temporary, former = target.with_name(f".{target.name}.{os.getpid()}.tmp"), target.with_name(f".{target.name}.old")
     if former.exists() and not target.exists():
         former.rename(target)
     shutil.rmtree(former, ignore_errors=True)
-    shutil.rmtree(temporary, ignore_errors=True)
+    for left_over in target.parent.glob(f".{target.name}.*.tmp"):
+        owner = left_over.name.split(".")[-2]
+        if owner == str(os.getpid()) or not (owner.isdecimal() and _is_running(int(owner))):
+            shutil.rmtree(left_over, ignore_errors=True)
     temporary.mkdir()
     try:
         yield temporary
@@ -89,6 +93,26 @@ def new_folder(target: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def _is_running(process: int) -> bool:
+    """Whether a process of this number runs on this machine."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def remove_folder(folder: Path) -> None:
+    """Delete a folder so that it is never seen in part: it goes out of sight first. No folder is no error."""
+    aside = folder.with_name(f".{folder.name}.removed")
+    shutil.rmtree(aside, ignore_errors=True)
+    if folder.exists():
+        folder.rename(aside)
+        shutil.rmtree(aside)
 
 
 def file_sha256(path: Path) -> str:

@@ -164,3 +164,16 @@ def test_a_signal_saves_and_ends_with_4_and_the_same_command_goes_on(number, sav
     ended = subprocess.run([*command, "--train.peak-lr", "1"], capture_output=True, text=True, check=False)
     assert ended.returncode == 2
     assert "train.peak_lr: 0.0003 -> 1.0" in ended.stderr
+
+
+@pytest.mark.parametrize(("words", "code", "said"), [
+    (["run", "my.yaml"], 4, "run the same command to go on"),
+    (["report", "runs/my"], 130, "nothing was saved"),
+])  # fmt: skip
+def test_ctrl_c_promises_to_go_on_only_where_there_is_something_to_go_on_with(words, code, said, capsys, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "build_app", lambda: interrupted)
+    assert run(*words) == code
+    assert said in capsys.readouterr().err

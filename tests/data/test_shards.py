@@ -159,7 +159,10 @@ def test_at_most_max_documents_are_kept_for_validation_and_the_rest_is_not_train
 
 def test_few_decide_documents_are_a_recorded_warning(tmp_path, corpus, tokenizer, texts, lines):
     (warning,) = prepare(corpus, tmp_path / "few", tokenizer=tokenizer, **SMALL).manifest["warnings"]
-    assert "validation documents in the decide half (fewer than 100)" in warning
+    assert "only 19 validation documents in the decide half: no verdict will be given (30 are needed)" in warning
+    some = str(lines(tmp_path / "some.jsonl", texts(300, words=4)))
+    (warning,) = prepare(some, tmp_path / "some", tokenizer=tokenizer, min_documents=100).manifest["warnings"]
+    assert "the verdict's interval will be wide (100 make it reliable)" in warning
     source = str(lines(tmp_path / "many.jsonl", texts(700, words=4)))
     assert prepare(source, tmp_path / "many", tokenizer=tokenizer, min_documents=300).manifest["warnings"] == []
 
@@ -311,3 +314,28 @@ def test_tokens_of_a_large_vocabulary_take_four_bytes(tmp_path, corpus, tokenize
     assert (small.manifest["dtype"], large.manifest["dtype"]) == ("uint16", "uint32")
     for index in range(5):
         assert np.array_equal(small.sequence("train").document(index), large.sequence("train").document(index))
+
+
+def test_the_validation_hash_knows_nothing_of_the_training_side(tmp_path, corpus, tokenizer):
+    one, other = (
+        prepare(corpus, tmp_path / str(seed), tokenizer=tokenizer, seed=seed, token_budget=budget, **SMALL)
+        for seed, budget in ((0, 300), (1, 200))
+    )
+    assert one.sha256 != other.sha256
+    assert one.validation_sha256 == other.validation_sha256
+    third = prepare(corpus, tmp_path / "third", tokenizer=tokenizer, max_documents=10, **SMALL)
+    assert third.validation_sha256 != one.validation_sha256
+
+
+@pytest.mark.parametrize("shard_tokens", [60, 10_000])
+def test_the_first_tokens_are_the_opening_of_the_documents_in_their_order(tmp_path, corpus, tokenizer, shard_tokens):
+    whole = prepare(corpus, tmp_path / "out", tokenizer=tokenizer, shard_tokens=shard_tokens, **SMALL).sequence("train")
+    tokens = np.concatenate([whole.document(index) for index in range(whole.num_documents)])
+    for count in (1, 59, 60, 61, whole.num_tokens - 1, whole.num_tokens):
+        part = whole.first(count)
+        assert part.num_tokens == part.lengths.sum() == count
+        found = np.concatenate([part.document(index) for index in range(part.num_documents)])
+        assert np.array_equal(found, tokens[:count])
+    for count in (0, whole.num_tokens + 1):
+        with pytest.raises(DataError, match="is not to be had"):
+            whole.first(count)

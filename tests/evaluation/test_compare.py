@@ -5,6 +5,7 @@ import pytest
 from inheritune.data.tokenizer import train_tokenizer
 from inheritune.errors import EvaluationError
 from inheritune.evaluation.compare import evaluate
+from inheritune.evaluation.generation import write
 
 TEXTS = [f"The child keeps the first layers of the reference, number {number}. " * 3 for number in range(12)]
 
@@ -61,3 +62,20 @@ def test_text_without_a_word_is_refused(save_reference, tmp_path):
 def test_windows_beyond_the_positions_are_refused(window, save_reference, text_files, tmp_path):
     with pytest.raises(EvaluationError, match="Give 1 to 128"):
         evaluate(str(save_reference("gpt2", tmp_path / "model")), data=str(text_files), sequence_length=window)
+
+
+def test_few_documents_are_warned_about_beside_the_interval(save_reference, text_files, tmp_path):
+    model = str(save_reference("llama", tmp_path / "model"))
+    assert "an interval over 12 documents shows nothing" in evaluate(model, data=text_files, against=model).table()
+    for number in range(30):
+        (text_files / f"more-{number}.txt").write_text(f"more {number}", encoding="utf-8")
+    assert "an interval over 42 documents is uncertain" in evaluate(model, data=text_files, against=model).table()
+    assert evaluate(model, data=text_files).warnings == ()
+
+
+def test_a_token_id_beyond_the_embedding_is_refused(save_reference, text_files, tmp_path):
+    model = str(save_reference("llama", tmp_path / "model", vocab_size=100, bos_token_id=1, eos_token_id=1))
+    with pytest.raises(EvaluationError, match=r"token id \d+, and its embedding has 100 rows"):
+        evaluate(model, data=text_files)
+    with pytest.raises(EvaluationError, match=r"token id \d+, and its embedding has 100 rows"):
+        write(model, ["a prompt"])

@@ -95,3 +95,26 @@ def test_a_stop_is_taken_between_batches(build_model):
 
     with pytest.raises(RuntimeError, match="asked to stop"):
         score_documents(build_model("llama"), documents([5]), sequence_length=16, check_stop=stop)
+
+
+def test_out_of_memory_halves_the_batch_and_changes_no_score(build_model, monkeypatch):
+    model, texts = build_model("llama"), documents([16] * 9)
+    whole = score_documents(model, texts, sequence_length=16)
+    honest, sizes = token_loss._score_batch, []
+
+    def small_machine(model, split, ids_BT, targets_BT, batch):
+        sizes.append(len(batch))
+        if len(batch) > 2:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+        return honest(model, split, ids_BT, targets_BT, batch)
+
+    monkeypatch.setattr(token_loss, "_score_batch", small_machine)
+    assert score_documents(model, texts, sequence_length=16) == pytest.approx(whole, rel=1e-6)
+    assert sizes == [9, 4, 2, 2, 2, 2, 1]
+
+    def no_memory(*_):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(token_loss, "_score_batch", no_memory)
+    with pytest.raises(EvaluationError, match="one window of 16 tokens"):
+        score_documents(model, texts, sequence_length=16)

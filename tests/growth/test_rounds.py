@@ -122,7 +122,7 @@ def test_without_parity_the_search_grows_to_the_deepest_and_says_what_to_try_nex
     assert (summary["verdict"], result.exit_code) == ("not shown", 5)
     assert "more tokens per round" in summary["advice"]
     assert summary["against"]["target"]["mean"] == pytest.approx(summary["child"]["loss_nats"] - 0.1)
-    assert summary["baselines"]["scratch"]["tokens"] >= summary["child"]["tokens"]
+    assert summary["baselines"]["scratch"]["tokens"] == summary["child"]["tokens"]
     assert summary["baselines"]["scratch"]["depth"] == 3
 
 
@@ -259,6 +259,7 @@ def test_a_reference_without_weights_is_refused(recipe, tmp_path):
     (tmp_path / "reference" / "model.safetensors").unlink()
     with pytest.raises(SurgeryError, match=r"model\.safetensors"):
         grow(asked, progress=Silent())
+    assert not (tmp_path / "run" / "data").exists()
 
 
 def test_under_thirty_documents_there_is_no_verdict(recipe):
@@ -282,9 +283,67 @@ def test_a_recipe_that_was_refused_can_be_mended_and_run_in_the_same_folder(reci
     assert grow(recipe(), progress=Silent()).summary["state"] == "done"
 
 
-def test_a_total_below_one_round_is_refused(recipe):
+def test_a_total_below_one_round_is_refused_before_anything_is_prepared_and_can_be_mended(recipe, tmp_path):
     with pytest.raises(RecipeError, match="one round takes 2000"):
         grow(recipe(growth__total_tokens=1999), progress=Silent())
+    assert not (tmp_path / "run" / "data").exists()
+    assert grow(recipe(growth__total_tokens=2000), progress=Silent()).summary["state"] == "done"
+
+
+def test_a_depth_that_the_reference_will_not_have_is_refused_before_it_is_trained(recipe, tmp_path):
+    config = {"model_type": "llama", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    with pytest.raises(RecipeError, match="max_depth is 9"):
+        grow(recipe(reference={"train": {"config": config}}, growth__max_depth=9), progress=Silent())
+    assert not (tmp_path / "run" / "stages").exists()
+
+
+def test_a_reference_inside_the_run_folder_is_left_alone(recipe, tmp_path, save_reference):
+    inside = save_reference("llama", tmp_path / "run" / "reference")
+    for fresh in (False, True):
+        with pytest.raises(RecipeError, match="lies in the run folder"):
+            grow(recipe(reference={"model": str(inside)}), fresh=fresh, progress=Silent())
+    assert (inside / "model.safetensors").exists()
+
+
+def test_a_kill_while_a_start_is_deleted_does_not_stop_the_next_start(recipe, tmp_path, monkeypatch):
+    honest = rounds.runs.shutil.rmtree
+
+    def killed(path, **settings):
+        if "start" in path.name and path.exists():
+            next(path.glob("*.json")).unlink()  # half of it is gone when the kill comes
+            raise KeyboardInterrupt
+        honest(path, **settings)
+
+    monkeypatch.setattr(rounds.runs.shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        grow(recipe(), progress=Silent())
+    monkeypatch.setattr(rounds.runs.shutil, "rmtree", honest)
+    assert grow(recipe(), progress=Silent()).summary["state"] == "done"
+
+
+def test_the_provenance_is_that_of_the_recipe_that_ran(recipe, tmp_path):
+    with pytest.raises(DataError):
+        grow(recipe(data__token_budget=10**9), progress=Silent())
+    grow(recipe(seed=7), progress=Silent())
+    assert read(tmp_path / "run" / "provenance.json")["seeds"]["data"] == 7
+
+
+def test_with_a_number_as_target_each_round_has_its_difference_to_the_reference_too(recipe):
+    summary = grow(recipe(growth__target=0.1), progress=Silent()).summary
+    for part in summary["rounds"]:
+        expected = part["loss_nats"] - summary["reference"]["loss_nats"]
+        assert part["minus_reference"]["mean"] == pytest.approx(expected, abs=1e-9)
+        assert part["interval"]["mean"] == pytest.approx(part["loss_nats"] - 0.1, abs=1e-9)
+
+
+def test_a_head_that_cannot_be_split_off_is_scored_otherwise_and_recorded(recipe, tmp_path, monkeypatch):
+    split = grow(recipe(), progress=Silent()).summary
+    for module in ("inheritune.growth.rounds", "inheritune.evaluation.token_loss"):
+        monkeypatch.setattr(f"{module}.split_head", lambda model: None)
+    whole = grow(recipe(run_dir=str(tmp_path / "whole")), progress=Silent()).summary
+    assert whole["reference"]["loss_nats"] == pytest.approx(split["reference"]["loss_nats"], abs=1e-6)
+    assert "scored by the model's own forward" in (tmp_path / "whole" / "events.jsonl").read_text()
+    assert "own forward" not in (tmp_path / "run" / "events.jsonl").read_text()
 
 
 def test_a_card_lost_to_a_kill_is_written_when_the_run_is_started_again(recipe, tmp_path):

@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -5,6 +6,7 @@ from html.parser import HTMLParser
 import pytest
 
 from inheritune.errors import RecipeError
+from inheritune.reporting.card import write_card
 from inheritune.reporting.page import report
 
 ATTACK = '</pre><script>alert(1)</script><img src="http://evil.example/x" onerror=alert(1)>'
@@ -153,3 +155,37 @@ def test_page_figures_and_card_import_neither_torch_nor_transformers(make_run):
     )
     done = subprocess.run([sys.executable, "-c", code, str(run)], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_with_a_number_as_target_no_difference_stands_under_another_name(make_run):
+    run = make_run("not shown")
+    path = run / "summary.json"
+    summary = json.loads(path.read_text())
+    summary["target"], summary["against"]["target"] = 1.0, {"mean": 0.89, "low": 0.88, "high": 0.9, "seeds": 1}
+    for part in summary["rounds"]:
+        part["minus_reference"], part["interval"] = part["interval"], {"mean": 0.95, "low": 0.94, "high": 0.96}
+    path.write_text(json.dumps(summary))
+    html = report(run).read_text()
+    assert "+0.0900" in html and "+0.9500" not in html  # the first round's difference to the reference, not the target
+    groups = [part.partition("</text>")[0] for part in html.split("<text")]
+    assert sum("child minus target" in group for group in groups) == 2  # a title, and one row under it
+    assert sum("child minus baseline" in group for group in groups) == 1
+
+
+def test_the_page_gives_the_command_that_scores_again_as_the_run_did(make_run):
+    html = report(make_run("parity")).read_text()
+    assert "/model --data" in html and "--against layout-test/reference --sequence-length 256</pre>" in html
+
+
+@pytest.mark.parametrize("made_here", [False, True])
+def test_what_the_reference_may_have_read_is_said_where_it_is_not_known(make_run, made_here):
+    run = make_run("parity")
+    if made_here:
+        recipe = (run / "recipe.yaml").read_text()
+        trained = "reference: {train: {config: {model_type: llama}, passes: 2}}"
+        (run / "recipe.yaml").write_text(trained + "\n" + recipe.partition("\n")[2])
+    unknown = "Whether the reference met" in report(run).read_text()
+    card = write_card(run / "model", run).read_text()
+    assert unknown is (not made_here)
+    assert ("Whether the reference met the validation documents" in card) is (not made_here)
+    assert ("from a llama model of 8 layers that the same run trained on 400M tokens" in card) is made_here

@@ -69,3 +69,11 @@ def test_a_target_given_as_a_number_is_not_called_the_reference(make_run):
     assert verdict_sentences(summary)[0].startswith("Parity with the target")
     assert "-0.0360" in verdict_sentences(summary)[0]
     assert "the target's 1.900" in verdict_sentences(summary)[0]
+
+
+def test_under_thirty_documents_the_first_sentence_gives_no_verdict(make_run):
+    summary = read_run(make_run("not shown")).summary
+    few = dict(summary) | {"validation": {**summary["validation"], "documents": 12}}
+    first = verdict_sentences(few)[0]
+    assert first.startswith("No verdict: the child's validation loss is")
+    assert "over 12 documents, where 30 are needed" in first

@@ -76,7 +76,10 @@ def test_folder_without_config_is_refused(save_reference, tmp_path):
         check_files(folder)
 
 
-@pytest.mark.parametrize("content", ["{", "[1]", "null", '{"model_type": "never_seen"}', '{"model_type": "bert_no"}'])
+@pytest.mark.parametrize(
+    "content",
+    ["{", "[1]", "null", '{"model_type": ["llama"]}', '{"model_type": "never_seen"}', '{"model_type": "bert_no"}'],
+)
 def test_config_that_names_no_causal_model_is_refused(content, save_reference, tmp_path):
     folder = save_reference("llama", tmp_path / "reference")
     (folder / "config.json").write_text(content)

@@ -11,14 +11,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from inheritune.data.shards import Shards
+from inheritune.data.tokenizer import train_tokenizer
 from inheritune.errors import DataError, RecipeError, Stopped, TrainingError
 from inheritune.machine.stop import StopRequest
 from inheritune.surgery.folder import load_model
 from inheritune.training import loop, stage
 from inheritune.training.checkpoint import find_checkpoint
+from inheritune.training.loop import plan_steps
 from inheritune.training.stage import train
 
 LENGTH = 32
@@ -179,7 +184,7 @@ def test_rows_longer_than_the_positions_are_refused(save_reference, tiny_shards,
 
 
 def test_a_budget_below_one_row_is_refused(save_reference, tiny_shards, tmp_path):
-    with pytest.raises(TrainingError, match="do not fill one row"):
+    with pytest.raises(DataError, match="do not fill one row"):
         run(save_reference("llama", tmp_path / "start"), tiny_shards, tmp_path / "out", tokens=LENGTH - 1)
 
 
@@ -242,3 +247,113 @@ def test_killed_three_times_equals_the_undisturbed_run(save_reference, tiny_shar
     assert in_a_process(log, start, tiny_shards, tmp_path / "parts").wait(timeout=120) == 0, log.read_text()
     assert same(weights(tmp_path / "parts" / "model"), weights(tmp_path / "whole" / "model"))
     assert losses(tmp_path / "parts" / "metrics.jsonl") == losses(tmp_path / "whole" / "metrics.jsonl")
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_the_model_and_the_shards_that_go_in_are_never_touched(resume, save_reference, tiny_shards, tmp_path):
+    work = tmp_path / "work"
+    start = save_reference("llama", work / "model")
+    before = (start / "model.safetensors").read_bytes()
+    for out in (work, start, start / "out"):
+        with pytest.raises(RecipeError, match="lie in each other"):
+            run(start, tiny_shards, out, resume=resume)
+    with pytest.raises(RecipeError, match=r"the shards .* lie in each other"):
+        run(start, tiny_shards, tiny_shards, resume=resume)
+    other = save_reference("llama", tmp_path / "other" / "model")
+    with pytest.raises(RecipeError, match="holds 'model', and no training has left it there"):
+        run(start, tiny_shards, other.parent, resume=resume)
+    assert (start / "model.safetensors").read_bytes() == before
+    assert (other / "model.safetensors").read_bytes() == before
+
+
+def test_what_is_refused_leaves_no_mark_on_the_folder(save_reference, tiny_shards, tmp_path):
+    wrong = save_reference("llama", tmp_path / "wrong", vocab_size=100, bos_token_id=1, eos_token_id=1)
+    with pytest.raises(DataError):
+        run(wrong, tiny_shards, tmp_path / "out")
+    assert not (tmp_path / "out" / "settings.json").exists()
+    assert run(save_reference("llama", tmp_path / "right"), tiny_shards, tmp_path / "out").loop.steps == 12
+
+
+def test_shards_of_another_tokenizer_are_refused_though_every_id_fits(save_reference, tiny_shards, tmp_path):
+    start = save_reference("llama", tmp_path / "start", vocab_size=400)
+    train_tokenizer(["some other text, and more of it"] * 20, 270, start)
+    with pytest.raises(DataError, match=r"a tokenizer of 257 entries that is not the one of .* \(\d+ entries\)"):
+        run(start, tiny_shards, tmp_path / "out")
+
+
+def test_several_passes_over_a_smaller_budget_see_its_tokens_again_and_no_others(
+    save_reference, tiny_shards, tmp_path, monkeypatch
+):
+    seen = []
+    honest = loop.accumulate_gradient
+
+    def spy(functions, rows, choices):
+        seen.append(rows.clone())
+        return honest(functions, rows, choices)
+
+    monkeypatch.setattr(loop, "accumulate_gradient", spy)
+    start = save_reference("llama", tmp_path / "start")
+    run(start, tiny_shards, tmp_path / "out", tokens=1025, recipe={**PLAIN, "passes": 3})
+    budget = Shards.open(tiny_shards).sequence("train").first(1025)
+    allowed = {tuple(budget.document(index)[:6].tolist()) for index in range(budget.num_documents)}
+    openings = {tuple(row[at : at + 6].tolist()) for rows in seen for row in rows for at in range(20) if row[at] == 256}
+    assert sum(len(rows) for rows in seen) == 96
+    assert len(openings) > 5
+    assert {opening for opening in openings if 256 not in opening[1:]} <= allowed
+
+
+def test_as_many_steps_as_so_many_rounds(save_reference, tiny_shards, tmp_path):
+    start = save_reference("llama", tmp_path / "start")
+    tokens = 5 * 8 * LENGTH + 7 * LENGTH  # seven rows of every round are left over
+    one = run(start, tiny_shards, tmp_path / "one", tokens=tokens)
+    three = run(start, tiny_shards, tmp_path / "three", tokens=tokens, rounds=3)
+    assert three.loop.tokens == 3 * one.loop.tokens
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", "7"])
+def test_damaged_settings_are_named_and_nothing_is_trained(content, save_reference, tiny_shards, tmp_path):
+    start = save_reference("llama", tmp_path / "start")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "settings.json").write_text(content)
+    with pytest.raises(RecipeError, match=r"settings\.json is damaged.*--fresh"):
+        run(start, tiny_shards, tmp_path / "out")
+
+
+def test_a_stage_begun_on_a_gpu_is_not_gone_on_with_elsewhere(save_reference, tiny_shards, tmp_path, monkeypatch):
+    start = save_reference("llama", tmp_path / "start")
+    with pytest.raises(Stopped):
+        run(start, tiny_shards, tmp_path / "out", stop=StopAt(3))
+    probe = tmp_path / "out" / "probe.json"
+    probe.write_text(json.dumps({**json.loads(probe.read_text()), "device": "cuda"}))
+    monkeypatch.setattr(loop, "best_device", lambda: "cpu")
+    with pytest.raises(TrainingError, match="begun on a GPU"):
+        run(start, tiny_shards, tmp_path / "out")
+
+
+def test_no_memory_for_the_moments_is_one_clear_error(save_reference, tiny_shards, tmp_path, monkeypatch):
+    def step(*_, **__):
+        raise torch.OutOfMemoryError("out of memory")
+
+    start = save_reference("llama", tmp_path / "start")
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    with pytest.raises(TrainingError, match="8 bytes per parameter"):
+        run(start, tiny_shards, tmp_path / "out")
+
+
+@given(num_tokens=st.integers(1, 3_000_000), batch_tokens=st.integers(1, 300_000), length=st.integers(1, 2048))
+def test_steps_spend_at_most_the_budget_in_batches_no_larger_than_asked(num_tokens, batch_tokens, length):
+    if num_tokens < length:
+        with pytest.raises(DataError, match="do not fill one row"):
+            plan_steps(num_tokens, batch_tokens=batch_tokens, sequence_length=length)
+        return
+    steps, batch = plan_steps(num_tokens, batch_tokens=batch_tokens, sequence_length=length)
+    rows, asked = num_tokens // length, max(1, batch_tokens // length)
+    assert 1 <= batch <= max(1, asked)
+    assert steps * batch <= rows
+    assert steps * batch >= rows - rows % asked  # never less than whole batches of the size asked for
+    assert 3 * steps * batch >= 2 * rows  # and never a third of the budget unspent
+
+
+def test_a_budget_just_below_two_batches_is_two_smaller_ones():
+    assert plan_steps(250_000, batch_tokens=131_072, sequence_length=1024) == (2, 122)
+    assert plan_steps(200_000, batch_tokens=2048, sequence_length=256) == (97, 8)

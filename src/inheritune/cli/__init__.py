@@ -36,6 +36,12 @@ VERBS: dict[str, Callable[..., Any]] = {
     "report": report,
 }
 
+RESUMING = ("demo", "run", "train")
+"""Verbs that go on where they were."""
+
+INTERRUPTED = 130
+"""Exit code of another verb after Ctrl-C, as shells have it."""
+
 
 def build_app() -> App:
     """The command line with all its verbs."""
@@ -70,8 +76,11 @@ def _run(words: list[str], *, debug: bool) -> int:
     except InherituneError as error:
         return _say(error, debug=debug)
     except KeyboardInterrupt:
-        print("interrupted; run the same command to go on from the last checkpoint.", file=sys.stderr)
-        return Stopped.exit_code
+        if words[:1] and words[0] in RESUMING:
+            print("interrupted; run the same command to go on from the last checkpoint.", file=sys.stderr)
+            return Stopped.exit_code
+        print("interrupted; nothing was saved.", file=sys.stderr)
+        return INTERRUPTED
     except BrokenPipeError:
         sys.stderr.close()
         return 1

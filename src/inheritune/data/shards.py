@@ -16,6 +16,7 @@ import zstandard
 from inheritune import runs
 from inheritune.data.encoding import Encoded, encode_documents, tokens_per_byte, write_split
 from inheritune.data.sources import Source, listed
+from inheritune.data.split import FEW_DOCUMENTS, TOO_FEW_DOCUMENTS
 from inheritune.data.store import (
     FORMAT,
     MANIFEST,
@@ -32,9 +33,6 @@ from inheritune.data.tokenizer import TextTokenizer, copy_tokenizer, open_tokeni
 from inheritune.errors import DataError
 
 __all__ = ["MANIFEST", "Shards", "TokenDocuments", "check_vocabulary", "prepare", "training_texts"]
-
-FEW_DOCUMENTS = 100
-"""Under so many decide documents a verdict is uncertain, and a warning is recorded."""
 
 Indices = npt.NDArray[np.int64]
 
@@ -233,9 +231,14 @@ def _warnings(num_decide: int) -> list[str]:
     """What the user should know of these shards."""
     if num_decide >= FEW_DOCUMENTS:
         return []
+    what = (
+        f"no verdict will be given ({TOO_FEW_DOCUMENTS} are needed)"
+        if num_decide < TOO_FEW_DOCUMENTS
+        else f"the verdict's interval will be wide ({FEW_DOCUMENTS} make it reliable)"
+    )
     return [
-        f"only {num_decide} validation documents in the decide half (fewer than {FEW_DOCUMENTS}): the verdict's "
-        "interval will be wide. Raise data.validation.min_documents, or add documents."
+        f"only {num_decide} validation documents in the decide half: {what}. Raise the fewest validation documents "
+        "(data.validation.min_documents, or --min-documents), or add documents."
     ]
 
 

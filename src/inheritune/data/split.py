@@ -18,6 +18,12 @@ Side = Literal["train", "watch", "decide"]
 UNIT_BITS = 53
 """Bits of the key that make its unit: as many as a float64 holds exactly. The lowest bit of the key is not of them."""
 
+FEW_DOCUMENTS = 100
+"""Under so many decide documents a verdict is uncertain, and a warning is recorded."""
+
+TOO_FEW_DOCUMENTS = 30
+"""Under so many decide documents there is no verdict."""
+
 _MASK = 2**64 - 1
 
 
@@ -83,10 +89,16 @@ def choose_threshold(units: Sequence[float] | npt.NDArray[np.float64], fraction:
     if int((values < fraction).sum()) >= min_documents:
         return fraction
     if 2 * min_documents > len(values):
+        fewer = (
+            f", or lower the fewest validation documents (data.validation.min_documents, or --min-documents; at most "
+            f"{len(values) // 2} here)"
+            if len(values) > 1
+            else ""
+        )
         raise DataError(
             f"there are {len(values)} different documents, and {min_documents} of them are to be validation: that "
-            "leaves less than half for training. Add sources, cut long files into documents (one JSON line each), or "
-            f"lower data.validation.min_documents (at most {len(values) // 2} here)."
+            "leaves less than half for training. Add sources, cut long files into documents (one JSON line each)"
+            f"{fewer}."
         )
     kth = np.partition(values, min_documents - 1)[min_documents - 1]
     return float(np.nextafter(kth, 1.0))

@@ -70,6 +70,30 @@ class TokenDocuments:
         """UTF-8 bytes of the split's texts."""
         return sum(int(index[-1, 1]) for index in self.indices)
 
+    def first(self, num_tokens: int) -> "TokenDocuments":
+        """The first documents, ``num_tokens`` in all, the last of them cut; its bytes are those of the whole document.
+
+        Raises:
+            DataError: there are fewer tokens.
+        """
+        if not 1 <= num_tokens <= self.num_tokens:
+            raise DataError(
+                f"a token budget of {num_tokens} is not to be had: the shards hold {self.num_tokens} training tokens. "
+                f"Give 1 to {self.num_tokens}, and raise passes to go over them more often."
+            )
+        tokens, indices, left = [], [], num_tokens
+        for shard, index in zip(self.tokens, self.indices, strict=True):
+            taken = min(left, len(shard))
+            documents = int(np.searchsorted(index[:, 0], taken))
+            cut = index[: documents + 1].copy()
+            cut[-1, 0] = taken
+            tokens.append(shard[:taken])
+            indices.append(cut)
+            left -= taken
+            if not left:
+                break
+        return TokenDocuments(tuple(tokens), tuple(indices))
+
     def document(self, index: int) -> npt.NDArray[np.integer]:
         """Token ids of one document, a view of the file: [end-of-text, t1, ..., tn]."""
         if not 0 <= index < self.num_documents:
@@ -149,9 +173,17 @@ class Shards:
     @property
     def sha256(self) -> str:
         """One hash for all tokens: SHA-256 over the hashes of all shards and their indices."""
+        return self._sha256_of(SPLITS)
+
+    @property
+    def validation_sha256(self) -> str:
+        """One hash for the validation set, whatever the training side is: of the shards of both halves."""
+        return self._sha256_of(("watch", "decide"))
+
+    def _sha256_of(self, splits: tuple[str, ...]) -> str:
         hashes = [
             shard[name]
-            for split in SPLITS
+            for split in splits
             for shard in self.manifest["splits"][split]["shards"]
             for name in ("sha256", "index_sha256")
         ]

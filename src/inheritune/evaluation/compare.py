@@ -11,10 +11,11 @@ import numpy.typing as npt
 
 from inheritune.data.shards import MANIFEST, Shards
 from inheritune.data.sources import read_documents
+from inheritune.data.split import FEW_DOCUMENTS, TOO_FEW_DOCUMENTS
 from inheritune.data.tokenizer import open_tokenizer
 from inheritune.errors import EvaluationError
 from inheritune.evaluation.statistics import Interval, paired_bootstrap, token_mean
-from inheritune.evaluation.token_loss import score_documents
+from inheritune.evaluation.token_loss import check_ids, score_documents
 from inheritune.machine.probe import best_device
 from inheritune.surgery.folder import load_model, resolve
 
@@ -56,6 +57,8 @@ class Evaluation:
     num_bytes: int
     scores: tuple[Score, ...]
     differences: tuple[Difference, ...]
+    warnings: tuple[str, ...] = ()
+    """What keeps the differences from being believed."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -78,6 +81,7 @@ class Evaluation:
             f"[{each.interval.low:+.4f}, {each.interval.high:+.4f}] {each.unit} (95 %, paired over documents)"
             for each in self.differences
         ]
+        lines += [f"warning: {warning}" for warning in self.warnings]
         return "\n".join(lines)
 
 
@@ -101,7 +105,8 @@ def evaluate(
         text_field: of JSON lines and tables.
 
     Raises:
-        EvaluationError: no text to score, or a window that the models have no positions for.
+        EvaluationError: no text to score, a window that the models have no positions for, or a token id that a
+            model's embedding does not have.
     """
     models = [str(each) for each in _listed(model)]
     others = [str(each) for each in _listed(against)]
@@ -122,6 +127,7 @@ def evaluate(
     for name, network in networks.items():
         tokenizer = tokenizers[name] = open_tokenizer(folders[name])
         documents = [np.array([tokenizer.end_of_text_id, *ids]) for ids in tokenizer.encode_batch(texts)]
+        check_ids(name, network, max(int(document.max()) for document in documents))
         sums[name] = score_documents(network, documents, sequence_length=window)
     scores = [_score(name, sums[name], sum(num_bytes)) for name in networks]
     differences = []
@@ -142,6 +148,18 @@ def evaluate(
         num_bytes=sum(num_bytes),
         scores=tuple(scores),
         differences=tuple(differences),
+        warnings=_warnings(len(texts)) if differences else (),
+    )
+
+
+def _warnings(num_documents: int) -> tuple[str, ...]:
+    """Law 4 of the intervals: few documents make them uncertain, fewer make them worthless."""
+    if num_documents >= FEW_DOCUMENTS:
+        return ()
+    worth = "shows nothing" if num_documents < TOO_FEW_DOCUMENTS else "is uncertain"
+    return (
+        f"an interval over {num_documents} documents {worth} ({FEW_DOCUMENTS} make it reliable). Give more documents; "
+        "a .txt file is one, a line of .jsonl is one.",
     )
 
 

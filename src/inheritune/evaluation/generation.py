@@ -7,6 +7,7 @@ import torch
 
 from inheritune.data.tokenizer import open_tokenizer
 from inheritune.errors import EvaluationError
+from inheritune.evaluation.token_loss import check_ids
 from inheritune.machine.probe import best_device
 from inheritune.surgery.folder import load_model, resolve
 
@@ -32,7 +33,7 @@ def write(
         The continuations, without their prompts.
 
     Raises:
-        EvaluationError: a prompt that fills the model's positions.
+        EvaluationError: a prompt that fills the model's positions, or has a token id beyond its embedding.
     """
     folder = resolve(model)
     network, tokenizer = load_model(folder).to(best_device()), open_tokenizer(folder)
@@ -42,6 +43,7 @@ def write(
     written = []
     positions = getattr(network.config.get_text_config(decoder=True), "max_position_embeddings", None)
     for prompt, ids in zip(prompts, tokenizer.encode_batch(list(prompts)), strict=True):
+        check_ids(str(model), network, max([tokenizer.end_of_text_id, *ids]))
         start_1T = torch.tensor([[tokenizer.end_of_text_id, *ids]], device=network.device)
         room = max_new_tokens if positions is None else min(max_new_tokens, positions - start_1T.shape[1])
         if room < 1:

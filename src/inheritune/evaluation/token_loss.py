@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from inheritune.errors import EvaluationError
-from inheritune.machine.head import split_head
+from inheritune.machine.head import SplitModel, split_head
+from inheritune.machine.memory import is_out_of_memory
 
 LOGITS_AT_ONCE = 2**24
 """Elements of the largest logits tensor: 64 MiB in float32."""
@@ -29,6 +30,20 @@ def summed_nats(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
     return logits_NV.logsumexp(dim=-1) - logits_NV.gather(-1, targets_N[:, None])[:, 0]
 
 
+def check_ids(name: str, model: nn.Module, largest: int) -> None:
+    """Refuse a token id that the model's embedding does not have.
+
+    Raises:
+        EvaluationError: ``largest`` is beyond it.
+    """
+    rows = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+    if largest >= rows:
+        raise EvaluationError(
+            f"the tokenizer of {name} gives token id {largest}, and its embedding has {rows} rows (ids 0 to "
+            f"{rows - 1}). Put the model's own tokenizer into its folder."
+        )
+
+
 def score_documents(
     model: nn.Module,
     documents: Sequence[npt.NDArray[np.integer]],
@@ -41,6 +56,7 @@ def score_documents(
 
     Every token after the first (end-of-text) is predicted exactly once; what it sees reaches back to the start of
     its window. Windows of like length share a batch and are padded on the right, where a causal model does not look.
+    Where memory runs out, the batch is halved.
 
     Args:
         model: a Hugging Face causal language model; it is left in the mode it came in.
@@ -53,7 +69,8 @@ def score_documents(
         float64 (documents, 2): nats and tokens.
 
     Raises:
-        EvaluationError: a document without a token to predict, or a loss that is not finite.
+        EvaluationError: a document without a token to predict, no memory for a single window, or a loss that is not
+            finite.
     """
     windows = []
     for index, document in enumerate(documents):
@@ -69,28 +86,34 @@ def score_documents(
     try:
         with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             split = split_head(model)
+            if split is None:  # all logits of a batch are made at once
+                rows = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+                tokens_at_once = min(tokens_at_once, max(1, LOGITS_AT_ONCE // rows))
             position = 0
             while position < len(windows):
                 if check_stop:
                     check_stop()
                 length = windows[position][0]
                 batch = windows[position : position + max(1, tokens_at_once // length)]
-                position += len(batch)
                 ids_BT = torch.zeros(len(batch), length, dtype=torch.long)
                 targets_BT = torch.full((len(batch), length), -1)
                 for row, (size, index, begin) in enumerate(batch):
                     tokens = torch.from_numpy(documents[index][begin : begin + size + 1].astype(np.int64))
                     ids_BT[row, :size], targets_BT[row, :size] = tokens[:-1], tokens[1:]
-                ids_BT, targets_BT = ids_BT.to(device), targets_BT.to(device)
-                scored_BT = targets_BT >= 0
-                if split:
-                    nats = _by_chunks(split.head, split.body(ids_BT)[scored_BT], targets_BT[scored_BT])
-                else:
-                    logits_BTV = model(input_ids=ids_BT, use_cache=False).logits
-                    nats = summed_nats(logits_BTV[scored_BT], targets_BT[scored_BT])
-                owners = torch.tensor([index for _, index, _ in batch], device=device)[:, None].expand_as(ids_BT)
-                owner = owners[scored_BT].cpu().numpy()
-                sums[:, 0] += np.bincount(owner, weights=nats.double().cpu().numpy(), minlength=len(documents))
+                try:
+                    nats, owner = _score_batch(model, split, ids_BT.to(device), targets_BT.to(device), batch)
+                except RuntimeError as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    if len(batch) == 1:
+                        raise EvaluationError(
+                            f"not enough memory to score one window of {length} tokens. Lower the sequence length, "
+                            "or use a machine with more memory."
+                        ) from error
+                    tokens_at_once = length * (len(batch) // 2)
+                    continue
+                position += len(batch)
+                sums[:, 0] += np.bincount(owner, weights=nats, minlength=len(documents))
                 sums[:, 1] += np.bincount(owner, minlength=len(documents))
     finally:
         model.train(was_training)
@@ -101,6 +124,24 @@ def score_documents(
             "check the model with another text, in float32."
         )
     return sums
+
+
+def _score_batch(
+    model: nn.Module,
+    split: SplitModel | None,
+    ids_BT: Tensor,
+    targets_BT: Tensor,
+    batch: Sequence[tuple[int, int, int]],
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    """Loss of each scored position of a batch of windows, and the document it belongs to; both (N,)."""
+    scored_BT = targets_BT >= 0
+    if split:
+        nats = _by_chunks(split.head, split.body(ids_BT)[scored_BT], targets_BT[scored_BT])
+    else:
+        logits_BTV = model(input_ids=ids_BT, use_cache=False).logits
+        nats = summed_nats(logits_BTV[scored_BT], targets_BT[scored_BT])
+    owners_BT = torch.tensor([index for _, index, _ in batch], device=ids_BT.device)[:, None].expand_as(ids_BT)
+    return nats.double().cpu().numpy(), owners_BT[scored_BT].cpu().numpy()
 
 
 def _by_chunks(head: nn.Module, states_ND: Tensor, targets_N: Tensor) -> Tensor:

@@ -5,10 +5,11 @@ import math
 from typing import Any
 
 from inheritune import runs
+from inheritune.data.split import TOO_FEW_DOCUMENTS
 from inheritune.data.tokenizer import open_tokenizer
 from inheritune.evaluation.generation import write
 from inheritune.evaluation.statistics import Interval, paired_bootstrap
-from inheritune.growth.rounds import MIN_DOCUMENTS, Found, Run, Scored
+from inheritune.growth.rounds import Found, Round, Run, Scored
 
 PROMPT_TOKENS = 24
 """Tokens of a validation document that are given as the prompt of a sample."""
@@ -55,6 +56,13 @@ def _verdict(run: Run, found: Found) -> dict[str, Any]:
     }
 
 
+def _minus_reference(run: Run, found: Found, each: Round) -> Interval:
+    """A round's child minus the reference; a round's own interval is to the target, which may be a number."""
+    if run.recipe.growth.target == "reference":
+        return each.interval
+    return paired_bootstrap(each.child.decide, found.reference.decide, seed=run.recipe.seed)
+
+
 def _with_seeds(interval: Interval) -> dict[str, Any]:
     """An interval over documents; the training itself was done with one seed."""
     return {**interval.to_json(), "seeds": 1}
@@ -70,7 +78,7 @@ def _advice(found: Found) -> str | None:
         if child.child.depth < found.reference.depth
         else None
     )
-    if len(found.reference.decide) < MIN_DOCUMENTS:
+    if len(found.reference.decide) < TOO_FEW_DOCUMENTS:
         return (
             f"Next: more validation documents; {len(found.reference.decide)} in the decide half are too few for a "
             "verdict (raise data.validation.min_documents, or add documents)."
@@ -127,6 +135,7 @@ def _models(run: Run, found: Found) -> dict[str, Any]:
                 "start_watch_loss_nats": each.loop.start_watch_nats,
                 "watch_loss_nats": each.loop.watch_nats,
                 "interval": each.interval.to_json(),
+                "minus_reference": _minus_reference(run, found, each).to_json(),
                 "verdict": each.verdict,
             }
             for index, each in enumerate(found.rounds)
@@ -150,7 +159,7 @@ def _validation(found: Found) -> dict[str, Any]:
             "documents": decide.num_documents,
             "tokens": tokens,
             "bytes": decide.num_bytes,
-            "sha256": found.shards.sha256,
+            "sha256": found.shards.validation_sha256,
             "watch_documents": watch.num_documents,
             "watch_tokens": watch.num_tokens - watch.num_documents,
             "warnings": found.shards.manifest["warnings"],

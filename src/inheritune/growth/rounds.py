@@ -3,7 +3,6 @@
 Everything is kept in the run folder, stage by stage; a search that is called again picks up where it was.
 """
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import numpy.typing as npt
 
 from inheritune import runs
 from inheritune.data.shards import Shards, check_vocabulary, prepare, training_texts
+from inheritune.data.split import TOO_FEW_DOCUMENTS
 from inheritune.data.tokenizer import train_tokenizer
 from inheritune.errors import RecipeError
 from inheritune.evaluation.statistics import Interval, paired_bootstrap, token_mean
@@ -20,13 +20,15 @@ from inheritune.evaluation.token_loss import score_documents
 from inheritune.growth.depths import depth_schedule
 from inheritune.growth.inputs import find_reference, hold_to_reference
 from inheritune.growth.parity import decide
-from inheritune.growth.starts import start_from_config, start_like
+from inheritune.growth.starts import depth_of_config, start_from_config, start_like
+from inheritune.machine.head import split_head
 from inheritune.machine.probe import MICRO_BATCH_TOKENS, best_device
 from inheritune.machine.stop import StopRequest
 from inheritune.planning.estimate import estimate_stage
 from inheritune.recipe import Recipe
 from inheritune.surgery.anatomy import anatomy_of_folder
-from inheritune.surgery.folder import build_config, build_on_meta, load_model, read_config
+from inheritune.surgery.cut import plan_cut
+from inheritune.surgery.folder import build_config, build_on_meta, check_files, load_model, read_config
 from inheritune.surgery.selection import is_prefix, parse_selection
 from inheritune.surgery.transplant import inherit
 from inheritune.training.gradient import LOGITS_AT_ONCE
@@ -35,9 +37,6 @@ from inheritune.training.sinks import Progress
 from inheritune.training.stage import check_positions, train
 
 Sums = npt.NDArray[np.float64]
-
-MIN_DOCUMENTS = 30
-"""Documents in the decide half under which no verdict is given."""
 
 TRAINING_RECORD = "training.json"
 """In a model's folder: {"tokens": ...}, what it was trained on, where that is known."""
@@ -113,13 +112,19 @@ class Found:
 def search(run: Run) -> Found:
     """The whole method on one recipe; every finished part is found in the run folder and not done again."""
     recipe = run.recipe
+    if recipe.data.token_budget is not None:
+        _check_total(recipe, recipe.data.token_budget * recipe.train.passes)
     if recipe.reference.model is not None:
         reference_folder = find_reference(run.folder, recipe.reference.model, recipe.reference.revision)
         trained_tokens = 0
-        depths = _depths(recipe, reference_folder)  # what cannot be done is refused before anything is prepared
+        depths = _depths(recipe, anatomy_of_folder(reference_folder).depth)
+        weights = check_files(reference_folder)
+        for depth in depths:  # what cannot be done is refused before anything is prepared
+            plan_cut(weights, depth)
     else:
+        assert recipe.reference.train is not None
+        depths = _depths(recipe, depth_of_config(recipe.reference.train.config))
         reference_folder = make_reference(run)
-        depths = _depths(recipe, reference_folder)
         trained_tokens = int(runs.read_json(run.stage("reference") / "result.json")["tokens"])
     check_positions(build_config(read_config(reference_folder)), recipe.data.sequence_length)
     shards = _shards(run, reference_folder)
@@ -127,11 +132,7 @@ def search(run: Run) -> Found:
     check_vocabulary(shards, _embedding_shape(reference_folder)[0])
     documents = shards.sequence("train")
     round_tokens = (recipe.data.token_budget or documents.num_tokens) * recipe.train.passes
-    if recipe.growth.total_tokens is not None and round_tokens > recipe.growth.total_tokens:
-        raise RecipeError(
-            f"growth.total_tokens is {recipe.growth.total_tokens}, and one round takes {round_tokens} "
-            "(data.token_budget x train.passes). Raise the one or lower the other."
-        )
+    _check_total(recipe, round_tokens)
     for warning in shards.manifest["warnings"]:
         run.event(None, "warning", warning)
 
@@ -152,10 +153,10 @@ def search(run: Run) -> Found:
             stopped_because = f"growth.total_tokens is spent ({spent} of {recipe.growth.total_tokens})"
             break
         finished.append(_round(run, number, depth, reference, watch_nats, shards))
-        if len(reference.decide) < MIN_DOCUMENTS:
+        if len(reference.decide) < TOO_FEW_DOCUMENTS:
             stopped_because = (
-                f"{len(reference.decide)} documents in the decide half are too few for a verdict ({MIN_DOCUMENTS} are "
-                "needed), so there is nothing to grow for"
+                f"{len(reference.decide)} documents in the decide half are too few for a verdict "
+                f"({TOO_FEW_DOCUMENTS} are needed), so there is nothing to grow for"
             )
             break
         if finished[-1].verdict != "not shown":
@@ -177,9 +178,17 @@ def search(run: Run) -> Found:
     )
 
 
-def _depths(recipe: Recipe, reference: Path) -> list[int]:
-    """Depths of the rounds; refused where the recipe asks for what this reference cannot give."""
-    depth = anatomy_of_folder(reference).depth
+def _check_total(recipe: Recipe, round_tokens: int) -> None:
+    """Refuse a search that could not pay for its first round."""
+    if recipe.growth.total_tokens is not None and round_tokens > recipe.growth.total_tokens:
+        raise RecipeError(
+            f"growth.total_tokens is {recipe.growth.total_tokens}, and one round takes {round_tokens} "
+            "(data.token_budget x train.passes). Raise the one or lower the other."
+        )
+
+
+def _depths(recipe: Recipe, depth: int) -> list[int]:
+    """Depths of the rounds; refused where the recipe asks for what a reference of this depth cannot give."""
     layers = parse_selection(recipe.growth.start_depth or recipe.inherit.layers, depth)
     if not is_prefix(layers):
         raise RecipeError(
@@ -220,7 +229,7 @@ def make_reference(run: Run) -> Path:
         progress=run.progress,
         record_event=lambda kind, message: run.event("reference", kind, message),
     )
-    shutil.rmtree(start, ignore_errors=True)
+    runs.remove_folder(start)
     runs.write_json(stage / "model" / TRAINING_RECORD, {"tokens": runs.read_json(stage / "result.json")["tokens"]})
     return stage / "model"
 
@@ -263,8 +272,11 @@ def _half(run: Run, stage: str, model: Path, shards: Shards, half: str, *, token
     path = run.stage(stage) / "validation" / name
     if not path.exists():
         documents = shards.sequence(half)
+        network = load_model(model).to(best_device())
+        if split_head(network) is None:
+            run.event(stage, "note", f"{stage} is scored by the model's own forward: its head cannot be split off")
         sums = score_documents(
-            load_model(model).to(best_device()),
+            network,
             [documents.document(index) for index in range(documents.num_documents)],
             sequence_length=run.recipe.data.sequence_length,
             check_stop=run.stop.check,
@@ -319,7 +331,7 @@ def _round(run: Run, number: int, depth: int, reference: Scored, reference_watch
         progress=run.progress,
         record_event=lambda kind, message: run.event(name, kind, message),
     )
-    shutil.rmtree(start, ignore_errors=True)
+    runs.remove_folder(start)
     child = _score(run, name, result.model, shards, tokens=result.loop.tokens)
     interval = paired_bootstrap(child.decide, _target_sums(recipe, reference, child), seed=recipe.seed)
     verdict = _verdict(interval, recipe, num_documents=len(child.decide))
@@ -347,24 +359,24 @@ def _target_sums(recipe: Recipe, reference: Scored, child: Scored) -> Sums:
 
 def _verdict(interval: Interval, recipe: Recipe, *, num_documents: int) -> str:
     """Law 4; under 30 documents nothing is shown, whatever the numbers say."""
-    return decide(interval, recipe.growth.margin) if num_documents >= MIN_DOCUMENTS else "not shown"
+    return decide(interval, recipe.growth.margin) if num_documents >= TOO_FEW_DOCUMENTS else "not shown"
 
 
 def _scratch(run: Run, finished: list[Round], shards: Shards, reference_watch_nats: float) -> tuple[Scored, LoopResult]:
-    """A model of the child's size from its own initialiser, on as many tokens as all rounds together."""
+    """A model of the child's size from its own initialiser, with as many steps as all rounds together."""
     recipe, last = run.recipe, finished[-1]
     stage = run.stage("scratch")
     start = stage / "start"
-    training = recipe.train.model_copy(update={"passes": recipe.train.passes * len(finished)})
     if not (stage / "result.json").exists():
         if not (start / "config.json").exists():
             start_like(last.child.model, start, seed=recipe.seed)
-        _announce(run, f"scratch | depth {last.child.depth}", start, shards, training.passes)
+        _announce(run, f"scratch | depth {last.child.depth}", start, shards, recipe.train.passes, len(finished))
     result = train(
         start,
         shards,
         stage,
-        recipe=training,
+        recipe=recipe.train,
+        rounds=len(finished),
         sequence_length=recipe.data.sequence_length,
         token_budget=recipe.data.token_budget,
         seed=recipe.seed,
@@ -376,25 +388,27 @@ def _scratch(run: Run, finished: list[Round], shards: Shards, reference_watch_na
         progress=run.progress,
         record_event=lambda kind, message: run.event("scratch", kind, message),
     )
-    shutil.rmtree(start, ignore_errors=True)
+    runs.remove_folder(start)
     scored = _score(run, "scratch", result.model, shards, tokens=result.loop.tokens)
     return scored, result.loop
 
 
-def _announce(run: Run, label: str, start: Path, shards: Shards, passes: int) -> None:
+def _announce(run: Run, label: str, start: Path, shards: Shards, passes: int, rounds: int = 1) -> None:
     """The one line before a stage: parameters, steps, disk, expected memory."""
     recipe = run.recipe
     length = recipe.data.sequence_length
     tokens = (recipe.data.token_budget or shards.sequence("train").num_tokens) * passes
     steps, batch_sequences = plan_steps(tokens, batch_tokens=recipe.train.batch_tokens, sequence_length=length)
     micro_batch = recipe.train.micro_batch
-    micro_batch_tokens = MICRO_BATCH_TOKENS[best_device()] if micro_batch == "auto" else micro_batch * length
+    micro_batch_tokens = (
+        max(length, MICRO_BATCH_TOKENS[best_device()]) if micro_batch == "auto" else micro_batch * length
+    )
     vocabulary_size, hidden_size = _embedding_shape(start)
     estimate = estimate_stage(
         parameters=_num_parameters(start),
         depth=anatomy_of_folder(start).depth,
         hidden_size=hidden_size,
-        steps=steps,
+        steps=steps * rounds,
         batch_tokens=batch_sequences * length,
         micro_batch_tokens=min(micro_batch_tokens, batch_sequences * length),
         keep_checkpoints=recipe.train.keep_checkpoints,

@@ -1,6 +1,8 @@
 """Models that start at random, by their own initialiser: a reference made here, and the scratch baseline."""
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from inheritune import runs
 from inheritune.data.tokenizer import open_tokenizer
 from inheritune.errors import RecipeError
-from inheritune.surgery.folder import quiet
+from inheritune.surgery.anatomy import find_layers
+from inheritune.surgery.folder import build_on_meta, quiet
 
 
 def start_from_config(config: dict[str, Any], tokenizer: Path, out: Path, *, seed: int) -> None:
@@ -36,16 +39,37 @@ def start_from_config(config: dict[str, Any], tokenizer: Path, out: Path, *, see
         )
     for name in ("bos_token_id", "eos_token_id"):
         fields.setdefault(name, text.end_of_text_id)
-    try:
+    with _refusing(model_type):
         built = AutoConfig.for_model(model_type, **fields)
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(built)
+    _save(model, tokenizer, out)
+
+
+def depth_of_config(config: dict[str, Any]) -> int:
+    """Decoder layers of the model that a config describes; it is built without memory (device meta).
+
+    Raises:
+        RecipeError: an unknown ``model_type``, or fields that its config refuses.
+        SurgeryError: a model whose layers cannot be told apart.
+    """
+    fields = dict(config)
+    model_type = fields.pop("model_type", None)
+    with _refusing(model_type):
+        model = build_on_meta(AutoConfig.for_model(model_type, **fields))
+    return find_layers(model).depth
+
+
+@contextmanager
+def _refusing(model_type: Any) -> Iterator[None]:
+    """Turn what transformers says of a config into our own error."""
+    try:
+        yield
     except Exception as error:  # transformers raises what its config and model classes like; the cause is kept
         raise RecipeError(
             f"reference.train.config cannot be built as {model_type!r}: {error}. "
             "Name a model_type of transformers and fields of its config."
         ) from error
-    _save(model, tokenizer, out)
 
 
 def start_like(model_folder: Path, out: Path, *, seed: int) -> None:

@@ -14,6 +14,12 @@ def peak_memory_bytes(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def forget_peak(device: torch.device) -> None:
+    """Begin a new peak on CUDA; the peak of a process's resident memory cannot be begun anew."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether this error says that memory ran out, on an accelerator or on the CPU.
 

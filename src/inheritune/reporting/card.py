@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
 from inheritune.errors import RecipeError
@@ -49,7 +48,7 @@ def hub_id(record: RunRecord) -> tuple[str, str | None] | None:
     was read from the hub's cache (``models--OWNER--NAME/snapshots/REVISION``).
     """
     path = str(pick(record.provenance, "reference.path") or pick(record.summary, "reference.path") or "")
-    model = pick(_recipe(record), "reference.model")
+    model = pick(record.recipe, "reference.model")
     revision = pick(record.provenance, "reference.revision")
     for name in (model, path):
         if not isinstance(name, str) or not HUB_ID.fullmatch(name):
@@ -60,10 +59,6 @@ def hub_id(record: RunRecord) -> tuple[str, str | None] | None:
         if revision and name == path:
             return name, str(revision)
     return None
-
-
-def _recipe(record: RunRecord) -> Any:
-    return yaml.safe_load(record.recipe_text) if record.recipe_text else {}
 
 
 def model_card(record: RunRecord, *, has_tokenizer: bool) -> ModelCard:
@@ -98,6 +93,7 @@ def model_card(record: RunRecord, *, has_tokenizer: bool) -> ModelCard:
             for name, value in (against.items() if isinstance(against, Mapping) else ())
             if isinstance(value, Mapping)
         ],
+        made_reference=record.made_reference,
         data=wording.facts(dict(record.provenance["data"])) if record.provenance.get("data") else [],
         one_seed=pick(summary, "against.reference.seeds") == 1,
         has_tokenizer=has_tokenizer,
@@ -118,10 +114,14 @@ def table_cell(text: str) -> str:
 
 def _intro(record: RunRecord, base: tuple[str, str | None] | None) -> str:
     path = pick(record.provenance, "reference.path") or pick(record.summary, "reference.path")
-    if base:
+    if record.made_reference:
+        kind, depth = pick(record.recipe, "reference.train.config.model_type"), pick(record.summary, "reference.depth")
+        tokens = wording.count(pick(record.summary, "reference.training_tokens"))
+        source = f"a {table_cell(str(kind))} model of {depth} layers that the same run trained on {tokens} tokens"
+    elif base:
         source = f"[{base[0]}](https://huggingface.co/{base[0]}) (revision `{base[1]}`)"
     elif path:
-        source = f"the reference `{table_cell(str(path))}`, a local folder"
+        source = f"the reference `{table_cell(Path(str(path)).name)}`, a local folder"
     else:
         source = "a reference that was not recorded"
     return f"A small base language model that inherits its first layers from {source}, made with `inheritune`."
@@ -131,7 +131,7 @@ def _made(record: RunRecord) -> list[tuple[str, str]]:
     summary, proof = record.summary, record.certificate
     rounds = summary.get("rounds") or []
     layers = pick(summary, "child.layers") or proof.get("layers")
-    recipe = _recipe(record)
+    recipe = record.recipe
     hashes = wording.facts(pick(record.provenance, "reference.sha256") or [])
     hashes = [row for row in hashes if row[1] != "none"]
     mode = pick(recipe, "growth.mode")

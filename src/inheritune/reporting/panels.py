@@ -25,6 +25,9 @@ def run_view(record: RunRecord) -> dict[str, Any]:
         "sentences": verdict_sentences(summary),
         "summary": summary,
         "pick": pick,
+        "minus_reference": minus_reference,
+        "made_here": record.made_reference,
+        "rescore": rescore_command(record),
         "notes": record.notes,
         "progress": progress(record),
         "figure_tokens": _loss(record, "tokens"),
@@ -129,15 +132,22 @@ def difference_row(label: str, value: Any, role: str = "child") -> Row | None:
     return Row(label, value["mean"], value["low"], value["high"], role)
 
 
+def minus_reference(summary: Mapping[str, Any], part: Any) -> Any:
+    """A round's child minus the reference; its ``interval`` is to the target, which may be a number instead."""
+    recorded = pick(part, "minus_reference")
+    return recorded if recorded or known(summary.get("target")) else pick(part, "interval")
+
+
 def forest(record: RunRecord) -> Markup | None:
-    """Differences of the child (and of every round) to reference and baselines."""
+    """Differences of the child (and of every round) to reference, target and baselines."""
     summary = record.summary
-    margin = summary.get("margin")
+    margin = summary.get("margin") if known(summary.get("margin")) else None
+    has_number = known(summary.get("target"))  # the loss to match is a number, and the margin is about that
     rows, final = [], pick(summary, "child.stage")
     for number, part in enumerate(summary.get("rounds") or [], start=1):
         stage = str(pick(part, "stage") or f"round-{number}")
         if stage != final:
-            rows.append(difference_row(f"{stage}, {pick(part, 'depth')} layers", pick(part, "interval")))
+            rows.append(difference_row(f"{stage}, {pick(part, 'depth')} layers", minus_reference(summary, part)))
     depth = pick(summary, "child.depth")
     rows.append(
         difference_row(f"child, {depth} layers" if known(depth) else "child", pick(summary, "against.reference"))
@@ -145,10 +155,12 @@ def forest(record: RunRecord) -> Markup | None:
     others = [
         difference_row(f"child minus {name}", value, "scratch")
         for name, value in _mapping(summary.get("against")).items()
-        if name != "reference"
+        if name not in ("reference", "target")
     ]
+    target = difference_row("child minus target", pick(summary, "against.target"))
     groups = [
-        Group("child minus reference", tuple(filter(None, rows)), margin if known(margin) else None),
+        Group("child minus reference", tuple(filter(None, rows)), None if has_number else margin),
+        Group("child minus target", tuple(filter(None, [target])), margin),
         Group("child minus baseline", tuple(filter(None, others))),
     ]
     if not any(group.rows for group in groups):
@@ -156,6 +168,15 @@ def forest(record: RunRecord) -> Markup | None:
     return Markup(
         forest_figure(groups, name="forest", description="Differences in loss with 95 % intervals, zero and margin")
     )
+
+
+def rescore_command(record: RunRecord) -> str | None:
+    """The command that scores child and reference as the run did; the window is part of a loss."""
+    reference, length = pick(record.summary, "reference.path"), pick(record.recipe, "data.sequence_length")
+    if not record.finished or not reference or not length:
+        return None
+    words = ["inheritune", "eval", str(record.folder / "model"), "--data", str(record.folder / "data")]
+    return shlex.join([*words, "--against", str(reference), "--sequence-length", str(length)])
 
 
 def losses(summary: Mapping[str, Any]) -> list[dict[str, Any]]:

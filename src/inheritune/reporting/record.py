@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from inheritune.errors import RecipeError
 from inheritune.runs import read_json
 
@@ -28,6 +30,20 @@ class RunRecord:
     def name(self) -> str:
         """The run's own name, else its folder's."""
         return str(self.summary.get("name") or self.folder.resolve().name)
+
+    @property
+    def recipe(self) -> Mapping[str, Any]:
+        """The recipe as plain values; empty where it is missing or cannot be read."""
+        try:
+            value = yaml.safe_load(self.recipe_text)
+        except yaml.YAMLError:
+            return {}
+        return value if isinstance(value, Mapping) else {}
+
+    @property
+    def made_reference(self) -> bool:
+        """Whether the run trained its reference itself."""
+        return bool(pick(self.recipe, "reference.train"))
 
     @property
     def finished(self) -> bool:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from inheritune.data.split import TOO_FEW_DOCUMENTS
 from inheritune.reporting.record import pick
 from inheritune.reporting.wording import count, difference, duration, exact, interval, known, nats, seeds, share
 
@@ -62,6 +63,11 @@ def _parity(summary: Mapping[str, Any]) -> str:
         f"the difference is {difference(against.get('mean'))} (95 % interval {interval(against)}, "
         f"{seeds(against.get('seeds'))})"
     )
+    documents = pick(summary, "validation.documents")
+    if known(documents) and documents < TOO_FEW_DOCUMENTS:
+        return (
+            f"{begin}No verdict: {losses}; {proof}, over {documents} documents, where {TOO_FEW_DOCUMENTS} are needed."
+        )
     limit = f"{margin:g} nats" if known(margin) else "a margin that was not recorded"
     if verdict == "better":
         return f"{begin}Better than the {other}: {losses}; {proof}, and the whole interval is at or below zero."

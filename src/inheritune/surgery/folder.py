@@ -85,7 +85,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise SurgeryError(f"{path} is not JSON ({error}). Download or copy it again.") from error
     model_type = config.get("model_type") if isinstance(config, dict) else None
-    native = model_type in CONFIG_MAPPING and CONFIG_MAPPING[model_type] in MODEL_FOR_CAUSAL_LM_MAPPING
+    native = (
+        isinstance(model_type, str)
+        and model_type in CONFIG_MAPPING
+        and CONFIG_MAPPING[model_type] in MODEL_FOR_CAUSAL_LM_MAPPING
+    )
     if native:
         return dict(config)
     if isinstance(config, dict) and config.get("auto_map"):

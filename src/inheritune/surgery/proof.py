@@ -50,7 +50,7 @@ def trace(model: PreTrainedModel, layer: int) -> Trace:
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         raise SurgeryError(
             f"a {config.model_type!r} cannot be run in float32 on the CPU, so the cut cannot be proved: {error}. "
-            "Mend the model, or inherit without the proof (verify=False)."
+            "Mend the model, or inherit without the proof (--no-verify; from Python: verify=False)."
         ) from error
     finally:
         handle.remove()

@@ -19,11 +19,11 @@ from torch import nn
 
 from inheritune import runs
 from inheritune.data.batches import Position, Sampler
-from inheritune.errors import TrainingError
+from inheritune.errors import DataError, TrainingError
 from inheritune.evaluation.statistics import token_mean
 from inheritune.evaluation.token_loss import score_documents
-from inheritune.machine.memory import is_out_of_memory, peak_memory_bytes
-from inheritune.machine.probe import Choices, choose, computing_as
+from inheritune.machine.memory import forget_peak, is_out_of_memory, peak_memory_bytes
+from inheritune.machine.probe import Choices, best_device, choose, computing_as
 from inheritune.machine.stop import StopRequest
 from inheritune.recipe import TrainRecipe
 from inheritune.training.checkpoint import State, find_checkpoint, load_checkpoint, save_checkpoint
@@ -81,16 +81,22 @@ class LoopResult:
 def plan_steps(num_tokens: int, *, batch_tokens: int, sequence_length: int) -> tuple[int, int]:
     """Optimiser steps, and rows per step, that spend at most ``num_tokens``.
 
-    A batch is rounded down to whole rows, and is never larger than the whole budget.
+    A batch is rounded down to whole rows. It is made smaller still where whole batches of the size asked for would
+    leave more of the budget unspent: 250 rows in batches of 128 are 2 steps of 125 rows, not 1 of 128.
+
+    Raises:
+        DataError: the tokens do not fill one row.
     """
     rows = num_tokens // sequence_length
     if rows < 1:
-        raise TrainingError(
+        raise DataError(
             f"{num_tokens} tokens do not fill one row of {sequence_length}. "
-            "Raise data.token_budget or lower data.sequence_length."
+            "Raise the token budget (data.token_budget), or lower the sequence length (data.sequence_length)."
         )
-    batch_sequences = min(max(1, batch_tokens // sequence_length), rows)
-    return rows // batch_sequences, batch_sequences
+    asked = min(max(1, batch_tokens // sequence_length), rows)
+    fewer, more = rows // asked, -(-rows // asked)
+    smaller = rows // more
+    return (more, smaller) if more * smaller > fewer * asked else (fewer, asked)
 
 
 def run_loop(
@@ -127,6 +133,7 @@ def run_loop(
     checkpoints = stage_folder / "checkpoints"
     choices = _choices(model, plan, recipe, stage_folder / "probe.json", record_event)
     device = torch.device(choices.device)
+    forget_peak(device)
     model.to(device).train()
     switch_off_dropout(model)
     with computing_as(choices):
@@ -202,7 +209,15 @@ def run_loop(
                         f"{plan.label}: loss {loss_nats} and gradient norm {grad_norm} at step {state.step}. "
                         "Nothing was updated by it. Lower train.peak_lr, or set train.precision: float32."
                     )
-                optimiser.step()
+                try:
+                    optimiser.step()
+                except RuntimeError as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    raise TrainingError(
+                        f"{plan.label}: not enough memory for the optimiser's moments (8 bytes per parameter). "
+                        "Free memory, or use a machine with more; the last checkpoint holds."
+                    ) from error
                 now = time.monotonic()
                 state = State(state.step + 1, state.tokens + plan.batch_tokens, position, now - started)
                 tokens_per_s = plan.batch_tokens / (now - step_began)
@@ -262,7 +277,13 @@ def _choices(
 ) -> Choices:
     """The stage's recorded choices, or new ones from a probe."""
     if probe.exists():
-        return Choices.from_json(runs.read_json(probe))
+        recorded = Choices.from_json(runs.read_json(probe))
+        if recorded.device == "cuda" and best_device() != "cuda":
+            raise TrainingError(
+                f"{plan.label} was begun on a GPU, and there is none here. Go on where one is, or start over with "
+                "--fresh."
+            )
+        return recorded
     choices = choose(
         hidden_size=model.get_input_embeddings().weight.shape[1],  # type: ignore[operator]
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),

@@ -14,6 +14,7 @@ import torch
 from inheritune import runs
 from inheritune.data.batches import Sampler
 from inheritune.data.shards import Shards, check_vocabulary
+from inheritune.data.tokenizer import open_tokenizer
 from inheritune.errors import DataError, RecipeError
 from inheritune.machine.stop import StopRequest, stop_on_signals
 from inheritune.recipe import TrainRecipe, train_recipe
@@ -28,6 +29,9 @@ STAGE_ENTRIES = {
     *("start", "tokenizer"),
 }
 """All that a stage's folder may hold."""
+
+BEFORE_TRAINING = {"start", "tokenizer"}
+"""What may be in it before training has marked it with its settings."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ def train(
     resume: bool = True,
     sequence_length: int = 1024,
     token_budget: int | None = None,
+    rounds: int = 1,
     seed: int = 0,
     name: str | None = None,
     label: str | None = None,
@@ -70,7 +75,9 @@ def train(
         recipe: how to train (``TrainRecipe`` or its fields).
         resume: False deletes what an earlier call left in ``out`` and starts over.
         sequence_length: tokens per row.
-        token_budget: tokens of one pass; None is all of the training split. ``recipe.passes`` multiplies it.
+        token_budget: tokens of one pass, the first of the training split; None is all of it. ``recipe.passes``
+            multiplies it.
+        rounds: train as many steps as so many rounds together; a baseline is given what a search has cost.
         seed: of the order of documents.
         name: of the stage in ``metrics.jsonl``; the folder's name by default.
         label: of the stage on the terminal; ``name`` by default.
@@ -81,8 +88,8 @@ def train(
         record_event: called with (kind, message).
 
     Raises:
-        RecipeError: ``out`` was made by other settings, or holds something else.
-        DataError: token ids beyond the model's vocabulary, or too little text.
+        RecipeError: ``out`` was made by other settings, or holds something else, such as the model itself.
+        DataError: shards made with another tokenizer, token ids beyond the vocabulary, or too little text.
         TrainingError: see ``run_loop``.
         Stopped: stopped on request, saved.
     """
@@ -92,17 +99,15 @@ def train(
     documents = shards.sequence("train")
     if sequence_length < 1:
         raise RecipeError(f"a sequence length of {sequence_length} means nothing. Give 1 or more.")
-    if token_budget is not None and not 1 <= token_budget <= documents.num_tokens:
-        raise DataError(
-            f"a token budget of {token_budget} is not to be had: the shards hold {documents.num_tokens} training "
-            f"tokens. Give at most {documents.num_tokens}, and raise passes to go over them more often."
-        )
-    total_tokens = (token_budget or documents.num_tokens) * recipe.passes
+    if token_budget is not None:
+        documents = documents.first(token_budget)
+    total_tokens = documents.num_tokens * recipe.passes
     num_steps, batch_sequences = plan_steps(
         total_tokens, batch_tokens=recipe.batch_tokens, sequence_length=sequence_length
     )
     with ExitStack() as alone:
         if stop is None:  # not part of a run that has the lock and the signals already
+            _refuse_nested(stage_folder, model, shards)
             alone.enter_context(runs.locked(stage_folder))
             stop = alone.enter_context(stop_on_signals())
         _refuse_foreign(stage_folder)
@@ -113,10 +118,10 @@ def train(
             "shards": shards.sha256,
             "recipe": recipe.model_dump(mode="json"),
             "sequence_length": sequence_length,
-            "tokens": total_tokens,
+            "tokens": total_tokens * rounds,
             "seed": seed,
         }
-        _claim(stage_folder, settings)
+        _refuse_other(stage_folder, settings)
         result_path = stage_folder / "result.json"
         if result_path.exists():
             shutil.rmtree(stage_folder / "checkpoints", ignore_errors=True)  # left where a kill came just before this
@@ -126,7 +131,7 @@ def train(
         plan = LoopPlan(
             stage=stage_name,
             label=label or stage_name,
-            num_steps=num_steps,
+            num_steps=num_steps * rounds,
             batch_sequences=batch_sequences,
             sequence_length=sequence_length,
             target_nats=target_nats,
@@ -135,6 +140,8 @@ def train(
         network = load_model(start_folder)
         check_vocabulary(shards, network.get_input_embeddings().weight.shape[0])
         check_positions(network.config, sequence_length)
+        _check_tokenizer(start_folder, shards)
+        runs.write_json(stage_folder / "settings.json", settings)
         watch = shards.sequence("watch")
 
         result = run_loop(
@@ -161,19 +168,35 @@ def _refuse_foreign(stage_folder: Path) -> None:
     Raises:
         RecipeError: it is such a folder.
     """
-    others = (
-        [path.name for path in stage_folder.iterdir() if not path.name.startswith(".")] if stage_folder.exists() else []
-    )
-    if others and not set(others) <= STAGE_ENTRIES:
+    stage_folder.mkdir(parents=True, exist_ok=True)
+    there = {path.name for path in stage_folder.iterdir() if not path.name.startswith(".")}
+    foreign = there - (STAGE_ENTRIES if "settings.json" in there else BEFORE_TRAINING)
+    if foreign:
         raise RecipeError(
-            f"{stage_folder} holds {sorted(set(others) - STAGE_ENTRIES)[0]!r}, which is no part of a stage. "
+            f"{stage_folder} holds {min(foreign)!r}, and no training has left it there. "
             "Name another folder for what training leaves behind."
         )
 
 
+def _refuse_nested(stage_folder: Path, model: str | Path, shards: Shards) -> None:
+    """Keep what goes in apart from what comes out, which may be deleted or replaced.
+
+    Raises:
+        RecipeError: the model or the shards lie in the stage's folder, or it in them.
+    """
+    out = stage_folder.resolve()
+    for what, folder in (("model", Path(model)), ("shards", shards.folder)):
+        given = folder.resolve()
+        if folder.is_dir() and (out == given or out in given.parents or given in out.parents):
+            raise RecipeError(
+                f"the {what} {folder} and the folder {stage_folder} for what training leaves behind lie in each other. "
+                "Name another folder."
+            )
+
+
 def _clear(stage_folder: Path) -> None:
-    """Delete what a stage left behind; its mark goes last."""
-    for name in [*sorted(STAGE_ENTRIES - {"settings.json"}), "settings.json"]:
+    """Delete what a stage left behind; that it is finished goes first, its mark last."""
+    for name in ["result.json", *sorted(STAGE_ENTRIES - {"result.json", "settings.json"}), "settings.json"]:
         path = stage_folder / name
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
@@ -192,13 +215,22 @@ def _fingerprint(model: str | Path, stage_folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _claim(stage_folder: Path, settings: dict[str, Any]) -> None:
-    """Mark the folder as made by these settings, or refuse one that other settings made."""
+def _refuse_other(stage_folder: Path, settings: dict[str, Any]) -> None:
+    """Refuse a folder that other settings made.
+
+    Raises:
+        RecipeError: it is one, or its settings cannot be read.
+    """
     path = stage_folder / "settings.json"
     if not path.exists():
-        runs.write_json(path, settings)
         return
-    before = runs.read_json(path)
+    try:
+        before = dict(runs.read_json(path))
+    except (json.JSONDecodeError, TypeError, ValueError) as error:
+        raise RecipeError(
+            f"{path} is damaged ({error}), so it is not known what {stage_folder} was made by. Restore it, choose "
+            "another folder, or start over with --fresh (from Python: resume=False)."
+        ) from error
     changed = [
         f"{key}: {json.dumps(before.get(key))} -> {json.dumps(value)}"
         for key, value in settings.items()
@@ -207,7 +239,23 @@ def _claim(stage_folder: Path, settings: dict[str, Any]) -> None:
     if changed:
         raise RecipeError(
             f"{stage_folder} was made by other settings ({'; '.join(changed)}). "
-            "Choose another folder, or start over with resume=False."
+            "Choose another folder, or start over with --fresh (from Python: resume=False)."
+        )
+
+
+def _check_tokenizer(model_folder: Path, shards: Shards) -> None:
+    """Refuse shards whose tokens mean something else to the model; a model without a tokenizer is not asked.
+
+    Raises:
+        DataError: the model's tokenizer has other entries than the shards'.
+    """
+    if not all((folder / "tokenizer.json").is_file() for folder in (model_folder, shards.tokenizer)):
+        return
+    own, theirs = (open_tokenizer(folder).backend.get_vocab() for folder in (model_folder, shards.tokenizer))
+    if own != theirs:
+        raise DataError(
+            f"{shards.folder} was made with a tokenizer of {len(theirs)} entries that is not the one of {model_folder} "
+            f"({len(own)} entries). Prepare the text again with --tokenizer {model_folder}."
         )
 
 
@@ -216,8 +264,8 @@ def check_positions(config: Any, sequence_length: int) -> None:
     positions = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
     if positions is not None and sequence_length > positions:
         raise RecipeError(
-            f"data.sequence_length is {sequence_length}, and the model has {positions} positions. "
-            f"Set data.sequence_length to {positions} or less."
+            f"a sequence length of {sequence_length} is asked for, and the model has {positions} positions. "
+            f"Set data.sequence_length (--sequence-length of train) to {positions} or less."
         )
 
 
