@@ -121,18 +121,24 @@ def _open_run(recipe: Recipe, *, fresh: bool, progress: Progress | None) -> Iter
 
 
 def _refuse_nested(folder: Path, recipe: Recipe) -> None:
-    """Keep what a run reads apart from its folder, which --fresh empties.
+    """Keep what a run reads apart from its folder, which --fresh empties and whose records are JSON lines, too.
 
     Raises:
-        RecipeError: the reference or a source lies in the run folder.
+        RecipeError: the reference or a source lies in the run folder, or the run folder in a source.
     """
+    here = folder.resolve()
     sources = [source if isinstance(source, str) else source.path for source in recipe.data.sources]
     for what in filter(None, [recipe.reference.model, *sources]):
         given = Path(what).resolve()
-        if given.exists() and (given == folder.resolve() or folder.resolve() in given.parents):
+        if given.exists() and (given == here or here in given.parents):
             raise RecipeError(
                 f"{what} lies in the run folder {folder}, which belongs to the run alone. Move it elsewhere, or choose "
                 "another run_dir."
+            )
+        if given.is_dir() and given in here.parents and what in sources:
+            raise RecipeError(
+                f"the run folder {folder} lies in the source {what}, whose files would then be taken for text. Choose "
+                "another run_dir, or name the files of the source."
             )
 
 

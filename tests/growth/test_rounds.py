@@ -305,6 +305,13 @@ def test_a_reference_inside_the_run_folder_is_left_alone(recipe, tmp_path, save_
     assert (inside / "model.safetensors").exists()
 
 
+def test_a_run_folder_inside_a_source_is_refused(recipe, tmp_path):
+    (tmp_path / "texts").mkdir()
+    inside = str(tmp_path / "texts" / "runs" / "one")
+    with pytest.raises(RecipeError, match="would then be taken for text"):
+        grow(recipe(data__sources=[str(tmp_path / "texts")], run_dir=inside), progress=Silent())
+
+
 def test_a_kill_while_a_start_is_deleted_does_not_stop_the_next_start(recipe, tmp_path, monkeypatch):
     honest = rounds.runs.shutil.rmtree
 

@@ -119,8 +119,9 @@ def search(run: Run) -> Found:
         trained_tokens = 0
         depths = _depths(recipe, anatomy_of_folder(reference_folder).depth)
         weights = check_files(reference_folder)
-        for depth in depths:  # what cannot be done is refused before anything is prepared
-            plan_cut(weights, depth)
+        if not (run.folder / "data").exists():  # what cannot be done is refused before anything is prepared
+            for depth in depths:
+                plan_cut(weights, depth)
     else:
         assert recipe.reference.train is not None
         depths = _depths(recipe, depth_of_config(recipe.reference.train.config))
