@@ -19,6 +19,9 @@ from inheritune.reporting.card import write_card
 from inheritune.reporting.page import report
 from inheritune.training.sinks import Progress, Terminal
 
+RECIPES = Path(__file__).parent / "recipes"
+"""What comes with the package."""
+
 
 @dataclass(frozen=True)
 class GrowthResult:
@@ -89,15 +92,14 @@ def demo(
     text = folder.with_name(f"{folder.name}-text.jsonl")
     if not text.exists():
         write_standard_library(text)
-    shipped = Path(__file__).parent / "recipes"
-    reference = shipped / "demo_reference"
+    reference = RECIPES / "demo_reference"
     given = {"data.sources": [str(text)]}
     if from_scratch:
         making_folder = folder.with_name(f"{folder.name}-reference")
-        making = Recipe.load(shipped / "demo-reference.yaml", {**given, "run-dir": str(making_folder)})
+        making = Recipe.load(RECIPES / "demo-reference.yaml", {**given, "run-dir": str(making_folder)})
         with _open_run(making, fresh=fresh, progress=progress) as run:
             reference = make_reference(run)
-    recipe = Recipe.load(shipped / "demo.yaml", {**given, "run-dir": str(folder), "reference.model": str(reference)})
+    recipe = Recipe.load(RECIPES / "demo.yaml", {**given, "run-dir": str(folder), "reference.model": str(reference)})
     return grow(recipe, fresh=fresh, progress=progress)
 
 

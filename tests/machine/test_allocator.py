@@ -34,6 +34,15 @@ def test_a_block_that_was_freed_is_used_again_without_new_pages():
 
 
 def test_another_c_library_is_left_alone(monkeypatch):
-    monkeypatch.setattr(platform, "libc_ver", lambda: ("musl", "1.2"))
-    monkeypatch.setattr(allocator.ctypes, "CDLL", lambda *_: pytest.fail("called"))
+    class Musl:
+        def mallopt(self, *_):
+            pytest.fail("called")
+
+    monkeypatch.setattr(allocator.ctypes, "CDLL", lambda _: Musl())
+    assert allocator.keep_freed_memory() is False
+
+
+def test_another_system_is_left_alone(monkeypatch):
+    monkeypatch.setattr(allocator.sys, "platform", "darwin")
+    monkeypatch.setattr(allocator.ctypes, "CDLL", lambda _: pytest.fail("called"))
     assert allocator.keep_freed_memory() is False

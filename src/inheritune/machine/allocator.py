@@ -5,7 +5,7 @@ blocks back to the system at once, and each page is then faulted in and zeroed a
 """
 
 import ctypes
-import platform
+import sys
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 """Names of mallopt's parameters. Source: malloc.h of glibc, mallopt(3)."""
@@ -22,7 +22,9 @@ def keep_freed_memory() -> bool:
     Returns:
         Whether it took; False where the C library is not glibc.
     """
-    if platform.libc_ver()[0] != "glibc":
+    if sys.platform != "linux":
         return False
     libc = ctypes.CDLL(None)
+    if not hasattr(libc, "gnu_get_libc_version"):  # musl and others have no mallopt that does anything
+        return False
     return bool(libc.mallopt(M_MMAP_MAX, 0)) and bool(libc.mallopt(M_TRIM_THRESHOLD, KEPT_BYTES))
