@@ -19,11 +19,11 @@ from inheritune.cli.train import train
 from inheritune.errors import InherituneError, RecipeError, Stopped
 from inheritune.machine.allocator import keep_freed_memory
 
-HELP = """Make a small base language model from a big one.
-
-Keep the reference's first layers, train them on a small share of the data, add layers until the validation loss
-matches. Start with `inheritune demo`, then `inheritune init` and `inheritune run`.
-"""
+HELP = (
+    "Make a small base language model from a big one.\n\n"
+    "Keep the reference's first layers, train them on a small share of the data, add layers until the validation loss "
+    "matches. Start with `inheritune demo`, then `inheritune init` and `inheritune run`."
+)
 
 VERBS: dict[str, Callable[..., Any]] = {
     "demo": demo,
@@ -45,7 +45,8 @@ INTERRUPTED = 130
 
 def build_app() -> App:
     """The command line with all its verbs."""
-    app = App(name="inheritune", help=HELP, version=lambda: version("inheritune"))
+    # Plain text: a renderer of Markdown is a fifth of the time that --help takes.
+    app = App(name="inheritune", help=HELP, help_format="plaintext", version=lambda: version("inheritune"))
     for verb, function in VERBS.items():
         app.command(function, name=verb)
     return app
