@@ -12,9 +12,11 @@ from inheritune import runs
 from inheritune.data.standard_library import write_standard_library
 from inheritune.errors import RecipeError
 from inheritune.growth.record import provenance, provenance_of_inputs, record
-from inheritune.growth.rounds import Run, make_reference, search
+from inheritune.growth.rounds import search
+from inheritune.growth.run import Run
+from inheritune.growth.stages import make_reference
 from inheritune.machine.stop import stop_on_signals
-from inheritune.recipe import Recipe, recipe_differences
+from inheritune.recipe import FREE_KEYS, Recipe, may_change, recipe_differences
 from inheritune.reporting.card import write_card
 from inheritune.reporting.page import report
 from inheritune.training.sinks import Progress, Terminal
@@ -112,7 +114,7 @@ def _open_run(recipe: Recipe, *, fresh: bool, progress: Progress | None) -> Iter
     with runs.locked(folder), stop_on_signals() as stop:
         if fresh:
             _clear(folder)
-        _claim(folder, recipe)
+        _claim(folder, recipe, progress)
         run = Run(recipe=recipe, folder=folder, stop=stop, progress=progress)
         if not (folder / "provenance.json").exists():
             runs.write_json(folder / "provenance.json", provenance(run, sys.argv, runs.now_utc()))
@@ -144,8 +146,12 @@ def _refuse_nested(folder: Path, recipe: Recipe) -> None:
             )
 
 
-def _claim(folder: Path, recipe: Recipe) -> None:
-    """Mark the folder as this recipe's, or refuse one that another recipe made."""
+def _claim(folder: Path, recipe: Recipe, progress: Progress) -> None:
+    """Mark the folder as this recipe's; one that another recipe made is gone on with, or refused, with what differs.
+
+    Raises:
+        RecipeError: the folder belongs to something else, or the recipes differ where a run cannot change.
+    """
     path = folder / "recipe.yaml"
     begun = (folder / "data").exists() or (folder / "stages").exists()
     if not path.exists() or not begun:
@@ -159,12 +165,25 @@ def _claim(folder: Path, recipe: Recipe) -> None:
         runs.write_text(path, recipe.dump())
         return
     before = Recipe.load(path).model_copy(update={"run_dir": recipe.run_dir})  # the folder may have been moved
-    changed = recipe_differences(before, recipe)
-    if changed:
+    differences = recipe_differences(before, recipe)
+    if not differences:
+        return
+    lines = {key: f"{key}: {old} -> {new}" for key, (old, new) in differences.items()}
+    refused = [line for key, line in lines.items() if not may_change(key, *differences[key])]
+    if refused:
+        allowed = [line for line in lines.values() if line not in refused]
         raise RecipeError(
-            f"{folder} was made by another recipe:\n  " + "\n  ".join(changed) + "\n"
-            "Choose another run_dir, or start over with --fresh."
+            f"{folder} was made by another recipe:\n  "
+            + "\n  ".join(refused)
+            + ("\nThese may change: " + "; ".join(allowed) + "." if allowed else "")
+            + "\nChoose another run_dir, or start over with --fresh."
         )
+    progress.say(f"{folder} goes on with a changed recipe: {'; '.join(lines.values())}")
+    for line in lines.values():
+        runs.record_event(folder, None, "recipe changed", line)
+    if set(differences) - FREE_KEYS:  # more is asked than was done: what was said of the end does not hold any more
+        (folder / "summary.json").unlink(missing_ok=True)
+    runs.write_text(path, recipe.dump())
 
 
 def _clear(folder: Path) -> None:

@@ -9,10 +9,10 @@ import types
 import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticUndefined
 
 from inheritune.errors import RecipeError
@@ -36,6 +36,7 @@ __all__ = [
     "TrainRecipe",
     "commented_recipe",
     "known_keys",
+    "may_change",
     "recipe_differences",
     "train_recipe",
 ]
@@ -67,6 +68,15 @@ class Recipe(RecipePart):
 
     seed: Annotated[Whole, Field(lt=2**63)] = 0
     """Of the choice and order of documents, the initialisers and the bootstrap."""
+
+    @model_validator(mode="after")
+    def _can_branch(self) -> Self:
+        if self.growth.mode != "restart" and self.train.schedule != "wsd":
+            raise ValueError(
+                f"growth.mode {self.growth.mode} goes on from before a cool-down, and train.schedule "
+                f"{self.train.schedule} has no such place; set it to wsd"
+            )
+        return self
 
     @classmethod
     def load(cls, path: str | Path, overrides: Mapping[str, Any] = {}) -> "Recipe":
@@ -231,14 +241,30 @@ def train_recipe(values: Mapping[str, Any]) -> TrainRecipe:
         raise RecipeError("; ".join(dict.fromkeys(problems)).replace("_", "-")) from error
 
 
-def recipe_differences(old: Recipe, new: Recipe) -> list[str]:
-    """What differs, as ``train.peak_lr: 0.0003 -> 0.0002``."""
+FREE_KEYS = frozenset(
+    f"train.{key}" for key in ("validations", "save_every_minutes", "keep_checkpoints", "micro_batch", "on_bad_step")
+)
+"""Keys that may change under a run: they say how it is watched, kept and fitted into memory."""
+
+RISING_KEYS = frozenset({"data.token_budget", "train.passes", "growth.total_tokens", "growth.max_depth"})
+"""Keys that may rise under a run, which then goes on; null is no limit (of max_depth: all layers but one)."""
+
+
+def recipe_differences(old: Recipe, new: Recipe) -> dict[str, tuple[Any, Any]]:
+    """What differs: dotted key -> (old, new)."""
     before, after = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
-    return [
-        f"{key}: {before.get(key)} -> {after.get(key)}"
+    return {
+        key: (before.get(key), after.get(key))
         for key in dict.fromkeys([*before, *after])
         if before.get(key) != after.get(key)
-    ]
+    }
+
+
+def may_change(key: str, old: Any, new: Any) -> bool:
+    """Whether a run that was begun with one value of a key may go on with another."""
+    if key == "growth.max_depth":  # null depends on the reference, which is known later
+        return old is None or new is None or new > old
+    return key in FREE_KEYS or (key in RISING_KEYS and old is not None and (new is None or new > old))
 
 
 def _flat(value: Any, key: str = "") -> dict[str, Any]:

@@ -173,14 +173,18 @@ class InheritRecipe(RecipePart):
 class GrowthRecipe(RecipePart):
     """When the child is deepened, and when the search ends."""
 
-    mode: Literal["restart"] = "restart"
-    """restart: each round inherits a deeper prefix from the reference and starts anew, as published."""
+    mode: Literal["restart", "continue", "identity"] = "restart"
+    """restart: each round inherits a deeper prefix and starts anew, as published; continue: the trained child keeps its
+    weights and gets the reference's next layers on top; identity: the same, and the added layers begin as no-ops."""
 
     start_depth: Count | None = None
     """Layers of the first child; null takes inherit.layers."""
 
     step: Count = 2
     """Layers added per round."""
+
+    rewarm_fraction: Annotated[Fraction, Field(ge=0, lt=1)] = 0.02
+    """Part of a later round spent rising to train.peak_lr again (continue, identity)."""
 
     max_depth: Count | None = None
     """Layers of the deepest child; null is the reference's depth minus 1."""
@@ -233,6 +237,10 @@ class TrainRecipe(RecipePart):
 
     grad_clip: PositiveFloat = 1.0
     """Largest gradient norm."""
+
+    on_bad_step: Literal["skip", "stop", "rewind"] = "skip"
+    """What a loss or gradient that is not finite, or a loss 6 sigma above its last 128, does: its step is left out; the
+    run stops; or it goes back to the last validation and on with the text that follows."""
 
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto takes bfloat16 where a short probe finds it faster; weights and moments stay float32."""

@@ -51,6 +51,7 @@ def prepare(
     document_bytes: int = 32_768,
     shard_tokens: int = 100_000_000,
     should_stop: Callable[[], None] | None = None,
+    may_grow: bool = False,
 ) -> Shards:
     """Make shards, or open them where the same settings have made them already.
 
@@ -69,6 +70,8 @@ def prepare(
         document_bytes: UTF-8 bytes that are kept of a validation document.
         shard_tokens: tokens of one file; a longer document has a file of its own.
         should_stop: called now and then; may raise, and then nothing is left behind.
+        may_grow: where all that differs from the shards that are there is a larger ``token_budget``, make them anew:
+            the same validation set, and the same training tokens followed by more.
 
     Raises:
         DataError: text that is missing, too little or damaged, an ``out`` that holds something else, or a budget
@@ -89,9 +92,13 @@ def prepare(
         "shard_tokens": shard_tokens,
     }
     _check_settings(settings)
+    former = None
     if (folder / MANIFEST).exists():
-        return _finished(folder, settings)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        there = Shards.open(folder)
+        if not (may_grow and _asks_for_more(there.manifest["settings"], settings)):
+            return _same_settings(there, settings)
+        former = there
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(f"{folder} exists and holds no shards. Choose another folder, or empty this one.")
     survey = look_over(
         sources, text_field=text_field, validation=validation, min_documents=min_documents, check_stop=should_stop
@@ -155,6 +162,8 @@ def prepare(
                 "warnings": _warnings(splits["decide"]["documents"]),
             },
         )
+        if former:
+            _check_grown(former, Shards.open(new, verify=False))
     return Shards.open(folder, verify=False)
 
 
@@ -173,10 +182,36 @@ def _check_settings(settings: Mapping[str, Any]) -> None:
             raise DataError(f"{name} is {value}: give a number of at least 1.")
 
 
-def _finished(folder: Path, settings: dict[str, Any]) -> Shards:
+def _asks_for_more(before: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
+    """Whether all that differs is a larger token budget; None is all there is."""
+    others = {name: value for name, value in settings.items() if name != "token_budget"}
+    if any(before.get(name) != json.loads(json.dumps(value)) for name, value in others.items()):
+        return False
+    old, new = before.get("token_budget"), settings["token_budget"]
+    return old is not None and (new is None or new > old)
+
+
+def _check_grown(former: Shards, grown: Shards) -> None:
+    """Hold shards of a larger budget to the ones that they replace.
+
+    Raises:
+        DataError: the validation set or the tokens trained on are others; the sources have changed.
+    """
+    old = former.sequence("train")
+    new = grown.sequence("train").first(old.num_tokens)
+    same = np.array_equal(old.lengths, new.lengths) and all(
+        np.array_equal(old.document(index), new.document(index)) for index in range(old.num_documents)
+    )
+    if not same or former.validation_sha256 != grown.validation_sha256:
+        raise DataError(
+            f"the text that {former.folder} was made from has changed since, so a larger token budget would not begin "
+            "with what was trained on. Restore the sources, choose another run_dir, or start over with --fresh."
+        )
+
+
+def _same_settings(shards: Shards, settings: dict[str, Any]) -> Shards:
     """The shards that are there, if the same settings made them."""
-    shards = Shards.open(folder)
-    before = shards.manifest["settings"]
+    folder, before = shards.folder, shards.manifest["settings"]
     differences = [
         f"{name}: {before.get(name)!r} -> {settings.get(name)!r}"
         for name in sorted(set(before) | set(settings))

@@ -94,6 +94,25 @@ class TokenDocuments:
                 break
         return TokenDocuments(tuple(tokens), tuple(indices))
 
+    def between(self, begin: int, end: int) -> "TokenDocuments":
+        """The documents that begin at token ``begin`` or after it, up to token ``end``, the last of them cut.
+
+        Raises:
+            DataError: there are fewer than ``end`` tokens.
+        """
+        held = self.first(end)
+        tokens, indices, passed = [], [], 0
+        for shard, index in zip(held.tokens, held.indices, strict=True):
+            from_document = int(np.searchsorted(index[:-1, 0] + np.uint64(passed), begin))
+            passed += len(shard)
+            if from_document == len(index) - 1:
+                continue
+            left = index[from_document:].copy()
+            tokens.append(shard[int(left[0, 0]) :])
+            left -= left[0]
+            indices.append(left)
+        return TokenDocuments(tuple(tokens), tuple(indices))
+
     def document(self, index: int) -> npt.NDArray[np.integer]:
         """Token ids of one document, a view of the file: [end-of-text, t1, ..., tn]."""
         if not 0 <= index < self.num_documents:

@@ -9,7 +9,7 @@ from inheritune.data.split import TOO_FEW_DOCUMENTS
 from inheritune.data.tokenizer import open_tokenizer
 from inheritune.evaluation.generation import write
 from inheritune.evaluation.statistics import Interval, paired_bootstrap
-from inheritune.growth.rounds import Found, Round, Run, Scored
+from inheritune.growth.run import Found, Round, Run, Scored
 
 PROMPT_TOKENS = 24
 """Tokens of a validation document that are given as the prompt of a sample."""
@@ -105,8 +105,8 @@ def _models(run: Run, found: Found) -> dict[str, Any]:
         "child": {
             "path": "model",
             **_size_and_loss(child.child),
-            "tokens": sum(each.loop.tokens for each in found.rounds),
-            "elapsed_s": sum(each.loop.elapsed_s for each in found.rounds),
+            "tokens": sum(each.loop.spent_tokens for each in found.rounds),
+            "elapsed_s": sum(each.loop.spent_s for each in found.rounds),
             "stage": child.stage,
             "layers": list(range(child.child.depth)),
             "start_watch_loss_nats": child.loop.start_watch_nats,
@@ -116,9 +116,9 @@ def _models(run: Run, found: Found) -> dict[str, Any]:
         "baselines": {
             name: {
                 **_size_and_loss(scored),
-                "tokens": loop.tokens,
-                "elapsed_s": loop.elapsed_s,
-                "stage": name,
+                "tokens": loop.spent_tokens,
+                "elapsed_s": loop.spent_s,
+                "stage": scored.model.parent.name,
                 "watch_loss_nats": loop.watch_nats,
             }
             for name, (scored, loop) in found.baselines.items()
@@ -129,11 +129,16 @@ def _models(run: Run, found: Found) -> dict[str, Any]:
                 "depth": each.child.depth,
                 "parameters": each.child.parameters,
                 "tokens": each.loop.tokens,
-                "tokens_total": sum(earlier.loop.tokens for earlier in found.rounds[: index + 1]),
-                "elapsed_s": each.loop.elapsed_s,
+                "spent_tokens": each.loop.spent_tokens,
+                "tokens_total": sum(earlier.loop.spent_tokens for earlier in found.rounds[: index + 1]),
+                "elapsed_s": each.loop.spent_s,
                 "loss_nats": each.child.loss_nats,
                 "start_watch_loss_nats": each.loop.start_watch_nats,
                 "watch_loss_nats": each.loop.watch_nats,
+                "open_watch_loss_nats": each.loop.open_watch_nats,
+                "average_watch_loss_nats": each.loop.average_watch_nats,
+                "bump_nats": _bump(found.rounds, index),
+                "skipped_steps": each.loop.skipped,
                 "interval": each.interval.to_json(),
                 "minus_reference": _minus_reference(run, found, each).to_json(),
                 "verdict": each.verdict,
@@ -141,6 +146,18 @@ def _models(run: Run, found: Found) -> dict[str, Any]:
             for index, each in enumerate(found.rounds)
         ],
     }
+
+
+def _bump(rounds: list[Round], index: int) -> float | None:
+    """How much the watch loss rose when layers were added: before training, minus that of the child it grew from.
+
+    That child is the one before its cool-down where growth goes on from there. None for the first round.
+    """
+    if index == 0:
+        return None
+    before = rounds[index - 1].loop
+    grew_from = before.watch_nats if before.open_watch_nats is None else before.open_watch_nats
+    return rounds[index].loop.start_watch_nats - grew_from
 
 
 def _size_and_loss(scored: Scored) -> dict[str, Any]:

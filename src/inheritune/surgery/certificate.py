@@ -11,7 +11,7 @@ from inheritune.runs import read_json, write_json
 FORMAT = 1
 FILE = "certificate.json"
 
-Kind = Literal["prefix", "bytes"]
+Kind = Literal["prefix", "bytes", "grown"]
 Operation = Literal["copy", "slice", "constant", "init"]
 
 
@@ -36,10 +36,12 @@ class Certificate:
 
     Attributes:
         kind: ``prefix``: the hidden state after the child's last layer was compared with the reference's; ``bytes``:
-            every tensor's bytes were read back and compared.
+            every tensor's bytes were read back and compared; ``grown``: a trained child with further layers on top,
+            whose hidden state below them was compared with that of the child it was.
         reference: path or hub id, as it was given.
         layers: kept layers of the reference, counted from 0.
-        max_abs_difference: of the hidden states (and logits, when all layers are kept), float32; None for ``bytes``.
+        max_abs_difference: of the hidden states (and logits, when all layers are kept, or the added ones are no-ops),
+            float32; None for ``bytes``.
         tensors: the child's tensor name -> its origin.
         notes: what a reader should know, in words.
     """

@@ -1,12 +1,13 @@
 """Save and resume: a checkpoint is a folder that exists wholly or not at all, and a pointer moved last.
 
-Layout: ``checkpoints/step-00000123/{model,optimizer}.safetensors, state.json, manifest.json`` and
-``checkpoints/latest`` (text, for people). The manifest holds the size and SHA-256 of every file; a folder whose
-manifest does not verify is passed over for the newest one that does.
+Layout: ``checkpoints/step-00000123/{model,optimizer}.safetensors, state.json, manifest.json`` (with
+``average.safetensors`` where a weight average is kept) and ``checkpoints/latest`` (text, for people). The manifest
+holds the size and SHA-256 of every file; a folder whose manifest does not verify is passed over for the newest one that
+does.
 """
 
-import json
 import shutil
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from inheritune import runs
 from inheritune.data.batches import Position
 from inheritune.errors import TrainingError
 
+MODEL, OPTIMISER, AVERAGE = "model.safetensors", "optimizer.safetensors", "average.safetensors"
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
@@ -28,13 +30,21 @@ class State:
     """Where a stage stands, beside weights and moments."""
 
     step: int
-    """Optimiser steps done."""
+    """Optimiser steps done, those left out included."""
     tokens: int
     """Tokens trained on."""
     position: Position
     """The row that comes next."""
     elapsed_s: float
     """Seconds of training so far, all starts added."""
+    recent_nats: tuple[float, ...] = ()
+    """Losses of the last good steps, against which a spike is told."""
+    setbacks: int = 0
+    """Steps left out in a row, or goings back to the same place."""
+    skipped: int = 0
+    """Steps left out, in all."""
+    num_steps: int = 0
+    """Steps of the schedule that it was made under."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for ``state.json``."""
@@ -43,7 +53,8 @@ class State:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "State":
         """The inverse of ``to_json``."""
-        return cls(**{**value, "position": Position(**value["position"])})
+        recent = tuple(value.get("recent_nats", ()))
+        return cls(**{**value, "position": Position(**value["position"]), "recent_nats": recent})
 
 
 def _model_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -53,10 +64,28 @@ def _model_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {**dict(model.named_parameters()), **buffers}
 
 
+def checkpoint_bytes(model: nn.Module, *, with_average: bool) -> int:
+    """What one checkpoint of this model takes on disk: weights, two moments each and, if kept, their average."""
+    weights = sum(tensor.nbytes for tensor in _model_tensors(model).values())
+    trained = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
+    return weights + trained * (3 if with_average else 2)
+
+
 def save_checkpoint(
-    folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer, state: State, *, keep: int
+    folder: Path,
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    state: State,
+    *,
+    keep: int,
+    held: Collection[int] = (),
+    average: Mapping[str, Tensor] | None = None,
 ) -> Path:
-    """Commit one checkpoint, move the pointer, then drop all but the newest ``keep``."""
+    """Commit one checkpoint, move the pointer, then drop all but the newest ``keep`` and those of the steps ``held``.
+
+    Raises:
+        TrainingError: the disk is full or cannot be written; what was there before is whole.
+    """
     target = folder / f"step-{state.step:08d}"
     if verifies(target):  # resumed here, and asked to stop before a step was made
         return target
@@ -67,11 +96,18 @@ def save_checkpoint(
         if parameter in optimiser.state
     }
     moments["rng/torch"] = torch.get_rng_state()
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in _model_tensors(model).items()}
+    if next(model.parameters()).is_cuda:
+        moments["rng/cuda"] = torch.cuda.get_rng_state()
+    files = {
+        MODEL: {name: tensor.detach().cpu().contiguous() for name, tensor in _model_tensors(model).items()},
+        OPTIMISER: moments,
+        **({AVERAGE: {name: tensor.cpu().contiguous() for name, tensor in average.items()}} if average else {}),
+    }
+    needed = sum(tensor.nbytes for tensors in files.values() for tensor in tensors.values())
     try:
         with runs.new_folder(target) as new:
-            save_file(weights, new / "model.safetensors")
-            save_file(moments, new / "optimizer.safetensors")
+            for name, tensors in files.items():
+                save_file(tensors, new / name)
             runs.write_json(new / "state.json", state.to_json())
             manifest = {
                 path.name: {"bytes": path.stat().st_size, "sha256": runs.file_sha256(path)}
@@ -80,14 +116,19 @@ def save_checkpoint(
             runs.write_json(new / "manifest.json", {"format": 1, "files": manifest})
         runs.write_text(folder / "latest", target.name + "\n")
     except (OSError, SafetensorError) as error:
-        needed = sum(tensor.nbytes for tensor in [*weights.values(), *moments.values()])
         raise TrainingError(
             f"cannot save step {state.step} under {folder}: {error}. A checkpoint needs {needed} bytes; "
             "free some space and run the same command: the checkpoint before this one is whole."
         ) from error
-    for old in sorted(folder.glob("step-*"))[:-keep]:
-        shutil.rmtree(old)
+    others = [path for path in sorted(folder.glob("step-*")) if step_of(path) not in held]
+    for old in others[:-keep]:
+        runs.remove_folder(old)
     return target
+
+
+def step_of(checkpoint: Path) -> int:
+    """Optimiser steps done in a checkpoint, from its name."""
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def verifies(checkpoint: Path) -> bool:
@@ -99,14 +140,18 @@ def verifies(checkpoint: Path) -> bool:
             and runs.file_sha256(checkpoint / name) == entry["sha256"]
             for name, entry in files.items()
         )
-    except (OSError, json.JSONDecodeError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
 
-def find_checkpoint(folder: Path) -> Path | None:
+def find_checkpoint(folder: Path, tell: Callable[[str], None] = lambda message: None) -> Path | None:
     """The newest checkpoint that verifies, or None where there is none to start from.
 
     What a kill left half-written, and damaged checkpoints newer than the one found, are deleted.
+
+    Args:
+        folder: ``checkpoints`` of a stage.
+        tell: called with a sentence for every damaged checkpoint that is passed over.
 
     Raises:
         TrainingError: there are checkpoints, and none of them verifies.
@@ -117,7 +162,8 @@ def find_checkpoint(folder: Path) -> Path | None:
     for candidate in candidates:
         if verifies(candidate):
             for damaged in candidates[: candidates.index(candidate)]:
-                shutil.rmtree(damaged)
+                tell(f"{damaged} is damaged and was deleted; {candidate.name} is whole")
+                runs.remove_folder(damaged)
             return candidate
     if candidates:
         raise TrainingError(
@@ -127,17 +173,53 @@ def find_checkpoint(folder: Path) -> Path | None:
     return None
 
 
+def drop_after(folder: Path, step: int, *, unless_of: int | None = None) -> None:
+    """Delete the checkpoints beyond a step, newest first, but those made under a schedule of ``unless_of`` steps."""
+    for checkpoint in sorted(folder.glob("step-*"), reverse=True):
+        if step_of(checkpoint) > step and (unless_of is None or read_state(checkpoint).num_steps != unless_of):
+            runs.remove_folder(checkpoint)
+    if left := sorted(folder.glob("step-*")):
+        runs.write_text(folder / "latest", left[-1].name + "\n")
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of one file of a checkpoint, on the CPU.
+
+    Raises:
+        TrainingError: the file cannot be read.
+    """
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise TrainingError(
+            f"cannot read {path}: {error}. Delete {path.parent} to fall back to the one before."
+        ) from error
+
+
+def read_state(checkpoint: Path) -> State:
+    """Where the stage stood."""
+    return State.from_json(runs.read_json(checkpoint / "state.json"))
+
+
+def load_moments(checkpoint: Path, model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Give every parameter that the checkpoint knows by name and shape its moments; gives all that the file holds."""
+    moments = read_tensors(checkpoint / OPTIMISER)
+    for name, parameter in model.named_parameters():
+        known = moments.get(f"exp_avg/{name}")
+        if parameter.requires_grad and known is not None and known.shape == parameter.shape:
+            optimiser.state[parameter] = {
+                moment: moments[f"{moment}/{name}"].to(parameter.device) for moment in MOMENTS
+            }
+    return moments
+
+
 def load_checkpoint(checkpoint: Path, model: nn.Module, optimiser: torch.optim.Optimizer) -> State:
     """Put weights, moments and random state back, bit for bit.
 
     Raises:
         TrainingError: the checkpoint belongs to a model with other tensors.
     """
-    try:
-        weights = load_file(checkpoint / "model.safetensors")
-        moments = load_file(checkpoint / "optimizer.safetensors")
-    except SafetensorError as error:
-        raise TrainingError(f"cannot read {checkpoint}: {error}. Delete it to fall back to the one before.") from error
+    weights = read_tensors(checkpoint / MODEL)
     tensors = _model_tensors(model)
     if {name: tensor.shape for name, tensor in tensors.items()} != {n: t.shape for n, t in weights.items()}:
         raise TrainingError(
@@ -147,10 +229,9 @@ def load_checkpoint(checkpoint: Path, model: nn.Module, optimiser: torch.optim.O
     with torch.no_grad():
         for name, tensor in tensors.items():
             tensor.copy_(weights[name])
-    for name, parameter in model.named_parameters():
-        if f"step/{name}" in moments:
-            optimiser.state[parameter] = {
-                moment: moments[f"{moment}/{name}"].to(parameter.device) for moment in MOMENTS
-            }
+    optimiser.state.clear()
+    moments = load_moments(checkpoint, model, optimiser)
     torch.set_rng_state(moments["rng/torch"])
-    return State.from_json(runs.read_json(checkpoint / "state.json"))
+    if "rng/cuda" in moments:
+        torch.cuda.set_rng_state(moments["rng/cuda"])
+    return read_state(checkpoint)

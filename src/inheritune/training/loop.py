@@ -7,7 +7,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -15,88 +15,45 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from inheritune import runs
 from inheritune.data.batches import Position, Sampler
-from inheritune.errors import DataError, TrainingError
+from inheritune.errors import TrainingError
 from inheritune.evaluation.statistics import token_mean
 from inheritune.evaluation.token_loss import score_documents
 from inheritune.machine.memory import forget_peak, is_out_of_memory, peak_memory_bytes
 from inheritune.machine.probe import Choices, best_device, choose, computing_as
 from inheritune.machine.stop import StopRequest
 from inheritune.recipe import TrainRecipe
-from inheritune.training.checkpoint import State, find_checkpoint, load_checkpoint, save_checkpoint
-from inheritune.training.gradient import accumulate_gradient, prepare_loss
-from inheritune.training.optimiser import build_optimiser, switch_off_dropout
-from inheritune.training.schedule import learning_rate
+from inheritune.training.average import WeightAverage
+from inheritune.training.checkpoint import (
+    AVERAGE,
+    State,
+    checkpoint_bytes,
+    drop_after,
+    find_checkpoint,
+    load_checkpoint,
+    load_moments,
+    read_state,
+    read_tensors,
+    save_checkpoint,
+    verifies,
+)
+from inheritune.training.gradient import Losses, LossFunctions, accumulate_gradient, prepare_loss
+from inheritune.training.health import MOST_SETBACKS, culprit, trouble, with_latest
+from inheritune.training.optimiser import (
+    beta2_of_half_life,
+    build_optimiser,
+    freeze,
+    set_dropout,
+    set_learning_rate,
+)
+from inheritune.training.plan import LoopPlan, LoopResult
 from inheritune.training.sinks import MetricsLog, Progress, status_line
 
 PACE_STEPS = 25
 """Steps whose median time gives the speed and the time left that a user sees."""
-
-
-@dataclass(frozen=True)
-class LoopPlan:
-    """What one stage does, in whole steps."""
-
-    stage: str
-    """Its name in ``metrics.jsonl``."""
-    label: str
-    """Its name on the terminal."""
-    num_steps: int
-    batch_sequences: int
-    """Rows of one optimiser step."""
-    sequence_length: int
-    """Tokens per row."""
-    target_nats: float | None
-    """Watch loss to be reached, for the eye only; nothing is decided by it."""
-
-    @property
-    def batch_tokens(self) -> int:
-        """Tokens of one optimiser step."""
-        return self.batch_sequences * self.sequence_length
-
-
-@dataclass(frozen=True)
-class LoopResult:
-    """What a finished stage has done."""
-
-    steps: int
-    tokens: int
-    elapsed_s: float
-    """Seconds of training, validation and saving included, all starts added."""
-    start_watch_nats: float
-    """Watch loss before the first step."""
-    watch_nats: float
-    """Watch loss after the last step."""
-    peak_memory_bytes: int
-    """Of the process that finished the stage."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
-
-
-def plan_steps(num_tokens: int, *, batch_tokens: int, sequence_length: int) -> tuple[int, int]:
-    """Optimiser steps, and rows per step, that spend at most ``num_tokens``.
-
-    A batch is rounded down to whole rows. It is made smaller still where whole batches of the size asked for would
-    leave more of the budget unspent: 250 rows in batches of 128 are 2 steps of 125 rows, not 1 of 128.
-
-    Raises:
-        DataError: the tokens do not fill one row.
-    """
-    rows = num_tokens // sequence_length
-    if rows < 1:
-        raise DataError(
-            f"{num_tokens} tokens do not fill one row of {sequence_length}. "
-            "Raise the token budget (data.token_budget), or lower the sequence length (data.sequence_length)."
-        )
-    asked = min(max(1, batch_tokens // sequence_length), rows)
-    fewer, more = rows // asked, -(-rows // asked)
-    smaller = rows // more
-    return (more, smaller) if more * smaller > fewer * asked else (fewer, asked)
 
 
 def run_loop(
@@ -111,7 +68,8 @@ def run_loop(
     stop: StopRequest,
     progress: Progress,
     record_event: Callable[[str, str], None],
-) -> LoopResult:
+    teacher: nn.Module | None = None,
+) -> tuple[LoopResult, WeightAverage | None]:
     """Train ``model`` in place; resume from the stage's checkpoints if it has any.
 
     Args:
@@ -125,9 +83,13 @@ def run_loop(
         stop: polled before every step and between validation batches.
         progress: what the user sees.
         record_event: called with (kind, message) for decisions worth a line in ``events.jsonl``.
+        teacher: the reference, where ``recipe.distill_weight`` is above 0; it is moved to the device, too.
+
+    Returns:
+        What was done, and the weight average where one is kept.
 
     Raises:
-        TrainingError: a loss that is not finite, or no memory for a single sequence.
+        TrainingError: too many bad steps, a full disk, or no memory for a single sequence.
         Stopped: a stop was asked for; a checkpoint of the current step is saved.
     """
     checkpoints = stage_folder / "checkpoints"
@@ -135,105 +97,156 @@ def run_loop(
     device = torch.device(choices.device)
     forget_peak(device)
     model.to(device).train()
-    switch_off_dropout(model)
+    set_dropout(model, recipe.dropout)
+    if frozen := freeze(model, recipe.freeze):
+        record_event("frozen", f"{len(frozen)} tensors are not trained, {frozen[0]} the first of them")
+    if teacher is not None:
+        teacher.to(device).eval().requires_grad_(False)
     with computing_as(choices):
         vocabulary_size = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
-        functions, choices = prepare_loss(model, choices, vocabulary_size)
+        functions, choices = prepare_loss(
+            model,
+            choices,
+            vocabulary_size,
+            teacher=teacher,
+            distill_weight=recipe.distill_weight,
+            distill_temperature=recipe.distill_temperature,
+        )
         runs.write_json(stage_folder / "probe.json", choices.to_json())
-        optimiser = build_optimiser(model, weight_decay=recipe.weight_decay, beta2=recipe.beta2)
+        half_life = recipe.beta2_half_life
+        beta2 = recipe.beta2 if half_life is None else beta2_of_half_life(half_life, plan.batch_tokens)
+        optimiser = build_optimiser(model, weight_decay=recipe.weight_decay, beta2=beta2, lr_scale=plan.lr_scale)
+        average = WeightAverage(model, recipe.average_half_life) if recipe.average_half_life else None
         state = State(step=0, tokens=0, position=Position(0, 0), elapsed_s=0.0)
-        if checkpoint := find_checkpoint(checkpoints):
-            state = load_checkpoint(checkpoint, model, optimiser)
+        checkpoint = find_checkpoint(checkpoints, lambda message: record_event("damaged", message))
+        runs.require_space(
+            checkpoints, (1 if checkpoint else 2) * checkpoint_bytes(model, with_average=bool(average)), "checkpoints"
+        )
+        if checkpoint:
+            state = _load(checkpoint, model, optimiser, average)
             record_event("resumed", f"{plan.label} goes on at step {state.step} of {plan.num_steps}")
+        elif plan.moments_from:
+            load_moments(plan.moments_from, model, optimiser)
+            state = replace(state, position=read_state(plan.moments_from).position)
+        state = replace(state, num_steps=plan.num_steps)
         metrics = MetricsLog(metrics_path, plan.stage, resumed_step=state.step)
-        validation_steps = {round(i * plan.num_steps / recipe.validations) for i in range(recipe.validations + 1)}
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        looks = plan.looks(recipe.validations)
+        anchors = looks if recipe.on_bad_step == "rewind" else set()
         watch_nats: float | None = None
         started = time.monotonic() - state.elapsed_s
         pace: deque[float] = deque(maxlen=PACE_STEPS)  # seconds of the latest steps
         last_saved_s = time.monotonic()
         last_step_s: float | None = None
 
+        def anchor_step() -> int:
+            return max((step for step in anchors if step <= state.step), default=-1)
+
         def save() -> None:
             metrics.sync()
-            save_checkpoint(checkpoints, model, optimiser, state, keep=recipe.keep_checkpoints)
+            save_checkpoint(
+                checkpoints,
+                model,
+                optimiser,
+                state,
+                keep=recipe.keep_checkpoints,
+                held={plan.schedule.open_step, anchor_step()},
+                average=average.tensors() if average else None,
+            )
 
         def stop_here() -> None:
             if stop.requested:
                 save()
                 stop.check()
 
-        def validate() -> float:
-            sums = score_documents(model, watch, sequence_length=plan.sequence_length, check_stop=stop_here)
-            save_sums(stage_folder / "validation" / f"{state.tokens}.npy", sums)
-            loss_nats = token_mean(sums)
-            elapsed_s = time.monotonic() - started
-            metrics.write(
-                "validation",
-                {"step": state.step, "tokens": state.tokens, "elapsed_s": elapsed_s, "loss_nats": loss_nats},
-            )
-            return loss_nats
+        def score(name: str, check_stop: Callable[[], None] | None) -> float:
+            sums = score_documents(model, watch, sequence_length=plan.sequence_length, check_stop=check_stop)
+            save_sums(stage_folder / "validation" / name, sums)
+            return token_mean(sums)
+
+        def validate() -> tuple[float, float | None]:
+            loss_nats, average_nats = score(f"{state.tokens}.npy", stop_here), None
+            if average:
+                with average.applied_to(model):  # no stop in here: it would save the average for the weights
+                    average_nats = score(f"average-{state.tokens}.npy", None)
+            line = {"step": state.step, "tokens": state.tokens, "elapsed_s": time.monotonic() - started}
+            known = {"average_loss_nats": average_nats} if average else {}
+            metrics.write("validation", {**line, "loss_nats": loss_nats, **known})
+            return loss_nats, average_nats
 
         try:
             while state.step < plan.num_steps:
                 stop_here()
-                if state.step in validation_steps:
-                    watch_nats = validate()
+                if state.step in anchors and not verifies(checkpoints / f"step-{state.step:08d}"):
+                    state = replace(state, setbacks=0)
+                    save()
+                if state.step in looks:
+                    watch_nats, _ = validate()
+                if state.step == plan.schedule.open_step:
+                    save()
                 step_began = time.monotonic()
-                rate = learning_rate(
-                    state.step,
-                    num_steps=plan.num_steps,
-                    peak=recipe.peak_lr,
-                    schedule=recipe.schedule,
-                    warmup_fraction=recipe.warmup_fraction,
-                    cooldown_fraction=recipe.cooldown_fraction,
-                )
-                for group in optimiser.param_groups:
-                    group["lr"] = rate
+                rate = plan.schedule.rate(state.step)
+                set_learning_rate(optimiser, rate)
                 row_array, position = sampler.rows(state.position, plan.batch_sequences)
                 rows = torch.from_numpy(row_array).to(device)
-                while True:
-                    try:
-                        optimiser.zero_grad(set_to_none=True)
-                        loss_nats = accumulate_gradient(functions, rows, choices)
-                        break
-                    except RuntimeError as error:
-                        if not is_out_of_memory(error):
-                            raise
-                        choices = _halve_micro_batch(choices, plan, error)
-                        save()  # what was done with the larger one is not done again with the smaller
-                        runs.write_json(stage_folder / "probe.json", choices.to_json())
-                        record_event("out of memory", f"micro-batch halved to {choices.micro_batch} sequences")
-                grad_norm = float(nn.utils.clip_grad_norm_(model.parameters(), recipe.grad_clip))
-                if not (math.isfinite(loss_nats) and math.isfinite(grad_norm)):
-                    raise TrainingError(
-                        f"{plan.label}: loss {loss_nats} and gradient norm {grad_norm} at step {state.step}. "
-                        "Nothing was updated by it. Lower train.peak_lr, or set train.precision: float32."
-                    )
-                try:
-                    optimiser.step()
-                except RuntimeError as error:
-                    if not is_out_of_memory(error):
-                        raise
-                    raise TrainingError(
-                        f"{plan.label}: not enough memory for the optimiser's moments (8 bytes per parameter). "
-                        "Free memory, or use a machine with more; the last checkpoint holds."
-                    ) from error
+                while (losses := _try_gradient(optimiser, functions, rows, choices, plan)) is None:
+                    choices = choices.with_micro_batch(choices.micro_batch // 2)
+                    save()  # what was done with the larger one is not done again with the smaller
+                    runs.write_json(stage_folder / "probe.json", choices.to_json())
+                    record_event("out of memory", f"micro-batch halved to {choices.micro_batch} sequences")
+                norm = nn.utils.get_total_norm([each.grad for each in trained if each.grad is not None])
+                grad_norm = float(norm)
+                why = trouble(losses.token_nats, grad_norm, state.recent_nats)
+                if why:
+                    _refuse_more(why, model, functions, rows[: choices.micro_batch, :-1], state, plan, recipe)
+                    event = f"{plan.label}, step {state.step}: {why}"
+                    if recipe.on_bad_step == "rewind":
+                        back = checkpoints / f"step-{anchor_step():08d}"
+                        record_event("bad step", f"{event}; back to step {anchor_step()}, on with the text after it")
+                        setbacks = state.setbacks + 1
+                        drop_after(checkpoints, anchor_step())
+                        state = replace(
+                            _load(back, model, optimiser, average),
+                            position=position,
+                            setbacks=setbacks,
+                            num_steps=plan.num_steps,
+                        )
+                        metrics.close()
+                        metrics = MetricsLog(metrics_path, plan.stage, resumed_step=state.step)
+                        continue
+                    record_event("bad step", f"{event}; its update is left out")
+                else:
+                    nn.utils.clip_grads_with_norm_(trained, recipe.grad_clip, norm)
+                    _take_step(optimiser, plan)
+                    if average:
+                        average.update(model, plan.batch_tokens)
                 now = time.monotonic()
-                state = State(state.step + 1, state.tokens + plan.batch_tokens, position, now - started)
-                tokens_per_s = plan.batch_tokens / (now - step_began)
+                state = replace(
+                    state,
+                    step=state.step + 1,
+                    tokens=state.tokens + plan.batch_tokens,
+                    position=position,
+                    elapsed_s=now - started,
+                    recent_nats=state.recent_nats if why else with_latest(state.recent_nats, losses.token_nats),
+                    setbacks=state.setbacks + 1 if why else state.setbacks if anchors else 0,
+                    skipped=state.skipped + bool(why),
+                )
                 if last_step_s is not None:  # the first step of a process compiles, and says nothing of the pace
                     pace.append(now - step_began)
                 last_step_s = now
+                tokens_per_s = plan.batch_tokens / (now - step_began)
                 metrics.write(
                     "train",
                     {
                         "step": state.step,
                         "tokens": state.tokens,
                         "elapsed_s": state.elapsed_s,
-                        "loss_nats": loss_nats,
+                        "loss_nats": losses.token_nats if math.isfinite(losses.token_nats) else None,
                         "lr": rate,
-                        "grad_norm": grad_norm,
+                        "grad_norm": grad_norm if math.isfinite(grad_norm) else None,
                         "tokens_per_s": tokens_per_s,
+                        **({"distill_nats": losses.distill_nats} if teacher is not None else {}),
+                        **({"skipped": True} if why else {}),
                     },
                 )
                 progress.show(
@@ -241,7 +254,7 @@ def run_loop(
                         label=plan.label,
                         tokens=state.tokens,
                         total_tokens=plan.num_steps * plan.batch_tokens,
-                        loss_nats=loss_nats,
+                        loss_nats=losses.token_nats,
                         validation_nats=watch_nats,
                         target_nats=plan.target_nats,
                         tokens_per_s=plan.batch_tokens / median(pace) if pace else None,
@@ -250,17 +263,100 @@ def run_loop(
                 if now - last_saved_s >= 60 * recipe.save_every_minutes:
                     save()
                     last_saved_s = time.monotonic()
-            last_nats = validate()
+            if plan.schedule.open_step == plan.num_steps:  # no cool-down: training can go on from the very end
+                save()
+            last_nats, average_nats = validate()
         finally:
             metrics.close()
-    return LoopResult(
+    open_tokens = (plan.schedule.open_step or 0) * plan.batch_tokens
+    result = LoopResult(
         steps=state.step,
         tokens=state.tokens,
         elapsed_s=time.monotonic() - started,
-        start_watch_nats=token_mean(np.load(stage_folder / "validation" / "0.npy")),
+        start_watch_nats=_looked_at(stage_folder, 0),
         watch_nats=last_nats,
         peak_memory_bytes=peak_memory_bytes(device),
+        skipped=state.skipped,
+        average_watch_nats=average_nats,
+        open_watch_nats=_looked_at(stage_folder, open_tokens) if plan.look_before_cooldown else None,
     )
+    return result, average
+
+
+def _load(checkpoint: Path, model: nn.Module, optimiser: torch.optim.Optimizer, average: WeightAverage | None) -> State:
+    """Put everything that a checkpoint holds back in its place."""
+    state = load_checkpoint(checkpoint, model, optimiser)
+    if average:
+        average.load(read_tensors(checkpoint / AVERAGE))
+    return state
+
+
+def _try_gradient(
+    optimiser: torch.optim.Optimizer, functions: LossFunctions, rows: Tensor, choices: Choices, plan: LoopPlan
+) -> Losses | None:
+    """Losses and fresh gradients of one step; None where memory ran out and a smaller micro-batch may do.
+
+    Raises:
+        TrainingError: not even one sequence fits.
+    """
+    try:
+        optimiser.zero_grad(set_to_none=True)
+        return accumulate_gradient(functions, rows, choices)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        if choices.micro_batch == 1:
+            raise TrainingError(
+                f"{plan.label}: not enough memory for one sequence of {plan.sequence_length} tokens. "
+                "Lower data.sequence_length, or use a machine with more memory."
+            ) from error
+        return None
+
+
+def _take_step(optimiser: torch.optim.Optimizer, plan: LoopPlan) -> None:
+    """Update the weights.
+
+    Raises:
+        TrainingError: no memory for the moments.
+    """
+    try:
+        optimiser.step()
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise TrainingError(
+            f"{plan.label}: not enough memory for the optimiser's moments (8 bytes per parameter). "
+            "Free memory, or use a machine with more; the last checkpoint holds."
+        ) from error
+
+
+def _refuse_more(
+    why: str,
+    model: nn.Module,
+    functions: LossFunctions,
+    ids_MT: Tensor,
+    state: State,
+    plan: LoopPlan,
+    recipe: TrainRecipe,
+) -> None:
+    """End the run at a bad step where the recipe says so, or where leaving steps out does not help.
+
+    Raises:
+        TrainingError: names the step, the reason and the tensor.
+    """
+    if recipe.on_bad_step != "stop" and state.setbacks + 1 < MOST_SETBACKS:
+        return
+    often = "" if recipe.on_bad_step == "stop" else f" ({state.setbacks + 1} setbacks in a row)"
+    raise TrainingError(
+        f"{plan.label}: {why} at step {state.step}{often}. Where it comes from: "
+        f"{culprit(model, functions.body, ids_MT)}. No bad step was taken, and the last checkpoint holds. Lower "
+        "train.peak_lr, set train.precision: float32, or choose another train.on_bad_step."
+    )
+
+
+def _looked_at(stage_folder: Path, tokens: int) -> float:
+    """Watch loss after so many tokens, from the scores that were kept."""
+    return token_mean(np.load(stage_folder / "validation" / f"{tokens}.npy"))
 
 
 def save_sums(path: Path, sums: npt.NDArray[np.float64]) -> None:
@@ -298,13 +394,3 @@ def _choices(
     for note in choices.notes:
         record_event("note", note)
     return choices
-
-
-def _halve_micro_batch(choices: Choices, plan: LoopPlan, error: RuntimeError) -> Choices:
-    """Half the micro-batch, or an error where it is one sequence already."""
-    if choices.micro_batch == 1:
-        raise TrainingError(
-            f"{plan.label}: not enough memory for one sequence of {plan.sequence_length} tokens. "
-            "Lower data.sequence_length, or use a machine with more memory."
-        ) from error
-    return choices.with_micro_batch(choices.micro_batch // 2)

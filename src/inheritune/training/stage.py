@@ -1,31 +1,39 @@
-"""A stage: a model folder in, shards in, a trained model folder out. Run twice, it is done once."""
+"""A stage: a model folder in, shards in, a trained model folder out. Run twice, it is done once; asked for more tokens,
+it goes on from before its cool-down."""
 
 import hashlib
-import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from inheritune import runs
-from inheritune.data.batches import Sampler
-from inheritune.data.shards import Shards, check_vocabulary
+from inheritune.data.batches import Position, Sampler
+from inheritune.data.shards import Shards, TokenDocuments, check_vocabulary
 from inheritune.data.tokenizer import open_tokenizer
 from inheritune.errors import DataError, RecipeError
 from inheritune.machine.stop import StopRequest, stop_on_signals
 from inheritune.recipe import TrainRecipe, train_recipe
+from inheritune.surgery.anatomy import find_layers
 from inheritune.surgery.certificate import FILE as CERTIFICATE
 from inheritune.surgery.folder import load_model, quiet, resolve
+from inheritune.surgery.positions import check_positions
 from inheritune.surgery.transplant import copy_companions
-from inheritune.training.loop import LoopPlan, LoopResult, plan_steps, run_loop
+from inheritune.training.checkpoint import drop_after, find_checkpoint, read_state, verifies
+from inheritune.training.loop import run_loop
+from inheritune.training.passes import warning_of_passes
+from inheritune.training.plan import LoopPlan, LoopResult, plan_steps
+from inheritune.training.schedule import plan_schedule
+from inheritune.training.settings import FILE as SETTINGS
+from inheritune.training.settings import Settings, changes, extended
 from inheritune.training.sinks import Progress, Silent
 
 STAGE_ENTRIES = {
-    *("settings.json", "probe.json", "result.json", "metrics.jsonl", "model", "checkpoints", "validation"),
+    *(SETTINGS, "probe.json", "result.json", "metrics.jsonl", "model", "average", "checkpoints", "validation"),
     *("start", "tokenizer"),
 }
 """All that a stage's folder may hold."""
@@ -41,10 +49,13 @@ class TrainResult:
     model: Path
     """Hugging Face folder of the trained model, float32."""
     loop: LoopResult
+    average: Path | None = None
+    """Hugging Face folder of the weight average, where one was kept."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
-        return {"model": str(self.model), **self.loop.to_json()}
+        average = {"average": str(self.average)} if self.average else {}
+        return {"model": str(self.model), **self.loop.to_json(), **average}
 
 
 def train(
@@ -56,10 +67,14 @@ def train(
     resume: bool = True,
     sequence_length: int = 1024,
     token_budget: int | None = None,
-    rounds: int = 1,
+    total_tokens: int | None = None,
     seed: int = 0,
     name: str | None = None,
     label: str | None = None,
+    teacher: str | Path | None = None,
+    fresh_layers: Collection[int] | Literal["all"] = (),
+    moments_from: Path | None = None,
+    look_before_cooldown: bool = False,
     metrics_path: Path | None = None,
     target_nats: float | None = None,
     stop: StopRequest | None = None,
@@ -67,6 +82,9 @@ def train(
     record_event: Callable[[str, str], None] | None = None,
 ) -> TrainResult:
     """Train a model folder on shards into ``out``; called again after a stop or a kill, it goes on exactly.
+
+    Called again with more tokens (a larger budget, more passes, more in all) a stage of the ``wsd`` schedule goes on
+    from before its cool-down, finished or not.
 
     Args:
         model: folder or hub id of the model to start from; it is not changed.
@@ -77,10 +95,15 @@ def train(
         sequence_length: tokens per row.
         token_budget: tokens of one pass, the first of the training split; None is all of it. ``recipe.passes``
             multiplies it.
-        rounds: train as many steps as so many rounds together; a baseline is given what a search has cost.
+        total_tokens: tokens to train on in all, whatever ``passes`` says; a baseline is given what a search has cost.
         seed: of the order of documents.
         name: of the stage in ``metrics.jsonl``; the folder's name by default.
         label: of the stage on the terminal; ``name`` by default.
+        teacher: model to distil from, needed where ``recipe.distill_weight`` is above 0.
+        fresh_layers: layers that were not inherited, or "all"; the others learn at ``recipe.inherited_lr_scale``.
+        moments_from: checkpoint of another stage whose moments, where names and shapes agree, and place in the data
+            this stage begins with.
+        look_before_cooldown: score the watch half where the cool-down begins, too.
         metrics_path: default ``out/metrics.jsonl``.
         target_nats: a loss to show beside the validation loss.
         stop: an outer stop request; by default SIGTERM and Ctrl-C are caught here.
@@ -97,14 +120,12 @@ def train(
     recipe = recipe if isinstance(recipe, TrainRecipe) else train_recipe(recipe)
     shards = shards if isinstance(shards, Shards) else Shards.open(Path(shards))
     documents = shards.sequence("train")
+    tell = record_event or (lambda kind, message: None)
     if sequence_length < 1:
         raise RecipeError(f"a sequence length of {sequence_length} means nothing. Give 1 or more.")
-    if token_budget is not None:
-        documents = documents.first(token_budget)
-    total_tokens = documents.num_tokens * recipe.passes
-    num_steps, batch_sequences = plan_steps(
-        total_tokens, batch_tokens=recipe.batch_tokens, sequence_length=sequence_length
-    )
+    if recipe.distill_weight and teacher is None:
+        raise RecipeError("train.distill_weight is above 0, and there is no teacher. Name one, or set it to 0.")
+    budget = documents.num_tokens if token_budget is None else documents.first(token_budget).num_tokens
     with ExitStack() as alone:
         if stop is None:  # not part of a run that has the lock and the signals already
             _refuse_nested(stage_folder, model, shards)
@@ -113,53 +134,200 @@ def train(
         _refuse_foreign(stage_folder)
         if not resume:
             _clear(stage_folder)
-        settings = {
-            "model": _fingerprint(model, stage_folder),
-            "shards": shards.sha256,
-            "recipe": recipe.model_dump(mode="json"),
-            "sequence_length": sequence_length,
-            "tokens": total_tokens * rounds,
-            "seed": seed,
-        }
-        _refuse_other(stage_folder, settings)
-        result_path = stage_folder / "result.json"
-        if result_path.exists():
-            shutil.rmtree(stage_folder / "checkpoints", ignore_errors=True)  # left where a kill came just before this
-            return TrainResult(stage_folder / "model", LoopResult(**runs.read_json(result_path)))
-
-        stage_name = name or stage_folder.name
-        plan = LoopPlan(
-            stage=stage_name,
-            label=label or stage_name,
-            num_steps=num_steps * rounds,
-            batch_sequences=batch_sequences,
-            sequence_length=sequence_length,
-            target_nats=target_nats,
+        before = Settings.load(stage_folder)
+        total = total_tokens or budget * recipe.passes
+        num_steps, batch_sequences = plan_steps(
+            budget * recipe.passes, batch_tokens=recipe.batch_tokens, sequence_length=sequence_length
         )
+        if total_tokens:
+            num_steps = max(1, total // (batch_sequences * sequence_length))
+        asked = Settings(
+            model=_fingerprint(model, before and before.model),
+            teacher=_fingerprint(teacher, before and before.teacher) if teacher and recipe.distill_weight else None,
+            moments_from=_checkpoint_fingerprint(moments_from, before) if moments_from else None,
+            validation=shards.validation_sha256,
+            shards=shards.sha256,
+            recipe=recipe.model_dump(mode="json"),
+            fresh_layers="all" if fresh_layers == "all" else sorted(int(layer) for layer in fresh_layers),
+            sequence_length=sequence_length,
+            seed=seed,
+            budget_tokens=budget,
+            total_tokens=total,
+            batch_sequences=batch_sequences,
+            schedule=plan_schedule(recipe, num_steps),
+            passes=_passes_before(moments_from) or ((0, budget),),
+        )
+        settings = _go_on(before, asked, stage_folder, tell) if before else asked
+        if finished := read_result(stage_folder):
+            return finished
+
         start_folder = resolve(model)
         network = load_model(start_folder)
         check_vocabulary(shards, network.get_input_embeddings().weight.shape[0])
-        check_positions(network.config, sequence_length)
+        for warning in (check_positions(network.config, sequence_length), warning_of_passes(recipe.passes)):
+            if warning:
+                tell("warning", warning)
         _check_tokenizer(start_folder, shards)
-        runs.write_json(stage_folder / "settings.json", settings)
+        runs.write_json(stage_folder / SETTINGS, settings.to_json())
         watch = shards.sequence("watch")
-
-        result = run_loop(
+        stage_name = name or stage_folder.name
+        loop, average = run_loop(
             network,
-            Sampler(documents, sequence_length, seed),
+            Sampler(_documents_of(settings, documents), sequence_length, seed),
             [watch.document(index) for index in range(watch.num_documents)],
-            plan=plan,
+            plan=LoopPlan(
+                stage=stage_name,
+                label=label or stage_name,
+                schedule=settings.schedule,
+                batch_sequences=settings.batch_sequences,
+                sequence_length=sequence_length,
+                target_nats=target_nats,
+                look_before_cooldown=look_before_cooldown,
+                moments_from=moments_from,
+                lr_scale=_lr_scale(network, settings.fresh_layers, recipe.inherited_lr_scale),
+            ),
             recipe=recipe,
             stage_folder=stage_folder,
             metrics_path=metrics_path or stage_folder / "metrics.jsonl",
             stop=stop,
             progress=progress or Silent(),
-            record_event=record_event or (lambda kind, message: None),
+            record_event=tell,
+            teacher=load_model(resolve(teacher)) if teacher and recipe.distill_weight else None,
         )
+        if average:
+            with average.applied_to(network):
+                _save_model(network, start_folder, stage_folder / "average")
         _save_model(network, start_folder, stage_folder / "model")
-        runs.write_json(result_path, result.to_json())
-        shutil.rmtree(stage_folder / "checkpoints", ignore_errors=True)  # a finished stage is never resumed
-        return TrainResult(stage_folder / "model", result)
+        loop = replace(loop, discarded_tokens=settings.discarded_tokens, discarded_s=settings.discarded_s)
+        runs.write_json(stage_folder / "result.json", loop.to_json())
+        _keep_only_open(stage_folder, settings)
+        result = read_result(stage_folder)
+        assert result is not None
+        return result
+
+
+def read_result(stage_folder: Path) -> TrainResult | None:
+    """What a finished stage left behind; None where it is not finished, or is to be trained on more tokens."""
+    path, settings = stage_folder / "result.json", Settings.load(stage_folder)
+    if settings is None or not path.exists():
+        return None
+    loop = LoopResult(**runs.read_json(path))
+    if (loop.steps, loop.discarded_tokens) != (settings.schedule.num_steps, settings.discarded_tokens):
+        return None
+    _keep_only_open(stage_folder, settings)  # the others are left where a kill came before this
+    average = stage_folder / "average"
+    return TrainResult(stage_folder / "model", loop, average if average.exists() else None)
+
+
+def open_checkpoint(stage_folder: Path) -> Path | None:
+    """The checkpoint from before a stage's cool-down, on which training can go on; None where there is none."""
+    settings = Settings.load(stage_folder)
+    if settings is None or settings.schedule.open_step is None:
+        return None
+    path = stage_folder / "checkpoints" / f"step-{settings.schedule.open_step:08d}"
+    return path if verifies(path) else None
+
+
+def _keep_only_open(stage_folder: Path, settings: Settings) -> None:
+    """A finished stage is never resumed; only what an extension or a deeper child would start from is kept."""
+    for checkpoint in (stage_folder / "checkpoints").glob("step-*"):
+        if settings.schedule.open_step is None or checkpoint.name != f"step-{settings.schedule.open_step:08d}":
+            runs.remove_folder(checkpoint)
+
+
+def _go_on(before: Settings, asked: Settings, stage_folder: Path, tell: Callable[[str, str], None]) -> Settings:
+    """The settings that an earlier start is gone on with; an extension takes the stage back to before its cool-down.
+
+    Raises:
+        RecipeError: what is asked is not what was begun, nor more of it.
+    """
+    changed = changes(before, asked, stage_folder)
+    for each in changed.allowed:
+        tell("changed", f"{stage_folder.name} | {each}")
+    settings = replace(before, recipe=asked.recipe)
+    _change_micro_batch(before, asked, stage_folder / "probe.json", tell)
+    if changed.extends:
+        settings = _extend(before, asked, stage_folder, tell)
+    if settings.branched_at is not None:  # what a kill has left of another branch
+        drop_after(stage_folder / "checkpoints", settings.branched_at, unless_of=settings.schedule.num_steps)
+    return settings
+
+
+def _extend(before: Settings, asked: Settings, stage_folder: Path, tell: Callable[[str, str], None]) -> Settings:
+    """Write down that the stage is to be trained on more tokens, and where it goes on.
+
+    Raises:
+        RecipeError: the state from before the cool-down is gone.
+    """
+    opened, result = before.schedule.open_step, read_result(stage_folder)
+    newest = find_checkpoint(stage_folder / "checkpoints")
+    state = read_state(newest) if newest else None
+    steps_done, elapsed_s = (state.step, state.elapsed_s) if state else (0, 0.0)
+    if result:
+        steps_done, elapsed_s = result.loop.steps, result.loop.elapsed_s
+    assert opened is not None
+    settings = before
+    if steps_done > opened:
+        kept = open_checkpoint(stage_folder)
+        if kept is None:
+            raise RecipeError(
+                f"{stage_folder} cannot be trained on more tokens: its checkpoint of step {opened}, from before the "
+                "cool-down, is gone. Start over with --fresh (from Python: resume=False), or choose another folder."
+            )
+        state = read_state(kept)
+        settings = replace(
+            before,
+            discarded_tokens=before.discarded_tokens
+            + (steps_done - opened) * before.batch_sequences * before.sequence_length,
+            discarded_s=before.discarded_s + elapsed_s - state.elapsed_s,
+        )
+    settings = extended(settings, asked, state.position if state else Position(0, 0))
+    if settings.schedule.num_steps <= before.schedule.num_steps:
+        return replace(before, recipe=asked.recipe)  # more tokens, and not one whole step more
+    settings = replace(settings, branched_at=state.step if state else 0)
+    runs.write_json(stage_folder / SETTINGS, settings.to_json())  # from here on the former result is not this stage's
+    (stage_folder / "result.json").unlink(missing_ok=True)
+    tell(
+        "extended",
+        f"{stage_folder.name} goes on from step {settings.branched_at}, before its cool-down, to "
+        f"{settings.schedule.num_steps} steps (was {before.schedule.num_steps})",
+    )
+    return settings
+
+
+def _change_micro_batch(before: Settings, asked: Settings, probe: Path, tell: Callable[[str, str], None]) -> None:
+    """Put a new micro-batch into the recorded choices; the batches stay what they were."""
+    size = asked.recipe["micro_batch"]
+    if size == "auto" or size == before.recipe["micro_batch"] or not probe.exists():
+        return
+    choices = runs.read_json(probe)
+    runs.write_json(probe, {**choices, "micro_batch": min(size, before.batch_sequences)})
+    tell("note", f"micro-batch {size} from here on: the same rows a step, whose sums are rounded otherwise")
+
+
+def _documents_of(settings: Settings, documents: TokenDocuments) -> list[TokenDocuments]:
+    """What each pass goes over; where added text does not fill a row, all of it."""
+    passes = []
+    for begin, end in settings.passes:
+        part = documents.between(begin, end)
+        passes.append(part if part.num_tokens > settings.sequence_length else documents.first(end))
+    return passes
+
+
+def _passes_before(moments_from: Path | None) -> tuple[tuple[int, int], ...] | None:
+    """The passes of the stage that a checkpoint belongs to: its place in the data is a place in them."""
+    if moments_from is None:
+        return None
+    settings = Settings.load(moments_from.parent.parent)
+    return settings.passes if settings else None
+
+
+def _lr_scale(network: Any, fresh_layers: list[int] | str, scale: float) -> Callable[[str], float]:
+    """Learning rate of a parameter relative to the schedule's: what was inherited learns at ``scale``."""
+    if scale == 1.0 or fresh_layers == "all":
+        return lambda name: 1.0
+    prefixes = tuple(f"{find_layers(network).path}.{layer}." for layer in fresh_layers)
+    return lambda name: 1.0 if name.startswith(prefixes) else scale
 
 
 def _refuse_foreign(stage_folder: Path) -> None:
@@ -170,7 +338,7 @@ def _refuse_foreign(stage_folder: Path) -> None:
     """
     stage_folder.mkdir(parents=True, exist_ok=True)
     there = {path.name for path in stage_folder.iterdir() if not path.name.startswith(".")}
-    foreign = there - (STAGE_ENTRIES if "settings.json" in there else BEFORE_TRAINING)
+    foreign = there - (STAGE_ENTRIES if SETTINGS in there else BEFORE_TRAINING)
     if foreign:
         raise RecipeError(
             f"{stage_folder} holds {min(foreign)!r}, and no training has left it there. "
@@ -196,18 +364,16 @@ def _refuse_nested(stage_folder: Path, model: str | Path, shards: Shards) -> Non
 
 def _clear(stage_folder: Path) -> None:
     """Delete what a stage left behind; that it is finished goes first, its mark last."""
-    for name in ["result.json", *sorted(STAGE_ENTRIES - {"result.json", "settings.json"}), "settings.json"]:
+    for name in ["result.json", *sorted(STAGE_ENTRIES - {"result.json", SETTINGS}), SETTINGS]:
         path = stage_folder / name
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
-def _fingerprint(model: str | Path, stage_folder: Path) -> str:
-    """What the stage starts from, by content: config and weights. A finished stage's start may be gone."""
+def _fingerprint(model: str | Path, recorded: str | None) -> str:
+    """What a stage starts from, by content: config and weights. Of a folder that is gone, what was recorded."""
     folder = Path(model)
     if not folder.is_dir():
-        before = stage_folder / "settings.json"
-        finished = (stage_folder / "result.json").exists() and before.exists()
-        return str(runs.read_json(before)["model"]) if finished else str(model)
+        return recorded or str(model)
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*")):
         if path.name == "config.json" or path.suffix == ".safetensors":
@@ -215,32 +381,12 @@ def _fingerprint(model: str | Path, stage_folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _refuse_other(stage_folder: Path, settings: dict[str, Any]) -> None:
-    """Refuse a folder that other settings made.
-
-    Raises:
-        RecipeError: it is one, or its settings cannot be read.
-    """
-    path = stage_folder / "settings.json"
-    if not path.exists():
-        return
-    try:
-        before = dict(runs.read_json(path))
-    except (json.JSONDecodeError, TypeError, ValueError) as error:
-        raise RecipeError(
-            f"{path} is damaged ({error}), so it is not known what {stage_folder} was made by. Restore it, choose "
-            "another folder, or start over with --fresh (from Python: resume=False)."
-        ) from error
-    changed = [
-        f"{key}: {json.dumps(before.get(key))} -> {json.dumps(value)}"
-        for key, value in settings.items()
-        if before.get(key) != value
-    ]
-    if changed:
-        raise RecipeError(
-            f"{stage_folder} was made by other settings ({'; '.join(changed)}). "
-            "Choose another folder, or start over with --fresh (from Python: resume=False)."
-        )
+def _checkpoint_fingerprint(checkpoint: Path, before: Settings | None) -> str:
+    """A checkpoint by its manifest, which holds the hashes of its files; of one that is gone, what was recorded."""
+    path = checkpoint / "manifest.json"
+    if path.exists():
+        return runs.file_sha256(path)
+    return (before.moments_from if before else None) or str(checkpoint)
 
 
 def _check_tokenizer(model_folder: Path, shards: Shards) -> None:
@@ -256,16 +402,6 @@ def _check_tokenizer(model_folder: Path, shards: Shards) -> None:
         raise DataError(
             f"{shards.folder} was made with a tokenizer of {len(theirs)} entries that is not the one of {model_folder} "
             f"({len(own)} entries). Prepare the text again with --tokenizer {model_folder}."
-        )
-
-
-def check_positions(config: Any, sequence_length: int) -> None:
-    """Refuse rows longer than the positions that the model has learned or was scaled for."""
-    positions = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
-    if positions is not None and sequence_length > positions:
-        raise RecipeError(
-            f"a sequence length of {sequence_length} is asked for, and the model has {positions} positions. "
-            f"Set data.sequence_length (--sequence-length of train) to {positions} or less."
         )
 
 
