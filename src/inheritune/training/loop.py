@@ -28,7 +28,7 @@ from inheritune.machine.stop import StopRequest
 from inheritune.recipe import TrainRecipe
 from inheritune.training.checkpoint import State, find_checkpoint, load_checkpoint, save_checkpoint
 from inheritune.training.gradient import accumulate_gradient, prepare_loss
-from inheritune.training.optimiser import build_optimiser, switch_off_dropout
+from inheritune.training.optimiser import build_optimiser, set_dropout
 from inheritune.training.schedule import learning_rate
 from inheritune.training.sinks import MetricsLog, Progress, status_line
 
@@ -135,7 +135,7 @@ def run_loop(
     device = torch.device(choices.device)
     forget_peak(device)
     model.to(device).train()
-    switch_off_dropout(model)
+    set_dropout(model, 0.0)
     with computing_as(choices):
         vocabulary_size = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
         functions, choices = prepare_loss(model, choices, vocabulary_size)
@@ -194,7 +194,7 @@ def run_loop(
                 while True:
                     try:
                         optimiser.zero_grad(set_to_none=True)
-                        loss_nats = accumulate_gradient(functions, rows, choices)
+                        loss_nats = accumulate_gradient(functions, rows, choices).token_nats
                         break
                     except RuntimeError as error:
                         if not is_out_of_memory(error):
