@@ -117,6 +117,20 @@ def test_overrides_win_over_the_file_in_kebab_case(load):
     assert (recipe.train.peak_lr, recipe.data.sources, recipe.seed) == (2e-4, ["a", "b"], 3)
 
 
+def test_half_lives_fractions_and_lists_are_read_from_the_command_line(load):
+    given = {
+        "train.beta2-half-life": "10M",
+        "train.average-half-life": "1.5M",
+        "train.freeze": '["model.embed_tokens.*", "*.layers.0.*"]',
+        "train.distill-weight": "50%",
+        "train.dropout": "0.1",
+    }
+    train = load(SMALL, given).train
+    assert (train.beta2_half_life, train.average_half_life) == (10_000_000, 1_500_000)
+    assert train.freeze == ["model.embed_tokens.*", "*.layers.0.*"]
+    assert (train.distill_weight, train.dropout) == (0.5, 0.1)
+
+
 def test_fields_of_the_reference_config_are_free(load):
     recipe = load("reference: {train: {config: {model_type: llama, hidden_size: 64}}}\ndata: {sources: [a]}\n")
     assert recipe.reference.train.config == {"model_type": "llama", "hidden_size": 64}
@@ -163,6 +177,15 @@ def test_a_number_with_a_suffix_is_no_plain_number(load, line):
         ("inherit: {layers: [3, 1]}", "inherit.layers"),
         ("inherit: {layers: most}", "inherit.layers"),
         ("train: {warmup_fraction: 0.9, cooldown_fraction: 0.9}", "train"),
+        ("train: {beta2_half_life: 0}", "train.beta2_half_life"),
+        ("train: {average_half_life: -1M}", "train.average_half_life"),
+        ("train: {inherited_lr_scale: 0}", "train.inherited_lr_scale"),
+        ("train: {freeze: lm_head}", "train.freeze"),
+        ("train: {freeze: [1]}", "train.freeze"),
+        ("train: {distill_weight: 1.1}", "train.distill_weight"),
+        ("train: {distill_temperature: 0}", "train.distill_temperature"),
+        ("train: {dropout: 1}", "train.dropout"),
+        ("train: {dropout: true}", "train.dropout"),
         ("growth: {start_depth: 5, max_depth: 3}", "growth"),
         ("? [a]\n: 1", "not YAML"),
         ("seed: 2024-13-45", "cannot be read"),

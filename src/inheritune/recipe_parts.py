@@ -260,6 +260,27 @@ class TrainRecipe(RecipePart):
     keep_checkpoints: Count = 2
     """Checkpoints kept while a stage runs; a finished stage keeps none."""
 
+    beta2_half_life: Count | None = None
+    """Instead of beta2: tokens after which a squared gradient counts half, at any batch size (arXiv:2507.07101)."""
+
+    average_half_life: Count | None = None
+    """Tokens after which a step's weights count half in the moving average; null keeps no average."""
+
+    inherited_lr_scale: PositiveFloat = 1.0
+    """Factor on the learning rate of tensors that come from the reference; new ones have the full rate."""
+
+    freeze: list[str] = Field(default=[])
+    """Parameters to leave as inherited: name patterns, in quotes, as ["model.embed_tokens.*", "*.layers.0.*"]."""
+
+    distill_weight: Fraction = 0.0
+    """Part of the loss that is the divergence from the reference's next-token probabilities; 1 is all of it."""
+
+    distill_temperature: PositiveFloat = 1.0
+    """Both models' logits are divided by it before they are compared; above 1 makes unlikely tokens count more."""
+
+    dropout: Annotated[Fraction, Field(lt=1)] = 0.0
+    """Share of activations and attention weights set to zero while training; for many passes."""
+
     @model_validator(mode="after")
     def _fits_in_a_round(self) -> Self:
         if self.schedule == "wsd" and self.warmup_fraction + self.cooldown_fraction > 1:

@@ -1,11 +1,17 @@
+"""Loss and gradient are those of the plain model, whatever is split, chunked, compiled or taught."""
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from inheritune.machine.probe import Choices
+from inheritune.errors import RecipeError
+from inheritune.machine.probe import Choices, autocast, computing_as
 from inheritune.training import gradient
 from inheritune.training.gradient import accumulate_gradient, prepare_loss
-from inheritune.training.optimiser import build_optimiser, switch_off_dropout
+from inheritune.training.optimiser import freeze, set_dropout
+
+BFLOAT16_ROUNDING = 2**-7
+"""One step of bfloat16's 8 bits of mantissa: hidden states and their gradients are rounded to it, chunk by chunk."""
 
 
 def choices(micro_batch=8, **changes):
@@ -26,10 +32,47 @@ def plain_loss_and_gradient(model, rows):
 
 
 def ours(model, rows, chosen):
+    losses, gradients = taught(model, None, rows, chosen)
+    assert losses.distill_nats is None
+    return losses.token_nats, gradients
+
+
+def taught(model, teacher, rows, chosen, **settings):
     model.zero_grad(set_to_none=True)
-    functions, taken = prepare_loss(model, chosen, vocabulary_size=260)
-    loss = accumulate_gradient(functions, rows, taken)
-    return loss, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    functions, taken = prepare_loss(model, chosen, vocabulary_size=260, teacher=teacher, **settings)
+    losses = accumulate_gradient(functions, rows, taken)
+    return losses, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def plain_taught(model, teacher, rows, chosen, *, distill_weight, distill_temperature):
+    """The whole batch at once, by the definition: token loss, divergence, gradient."""
+    model.zero_grad(set_to_none=True)
+    with autocast(chosen):
+        logits = model(input_ids=rows[:, :-1], use_cache=False).logits.float().flatten(0, 1)
+        with torch.no_grad():
+            taught_logits = teacher.eval()(input_ids=rows[:, :-1], use_cache=False).logits.float().flatten(0, 1)
+    token = F.cross_entropy(logits, rows[:, 1:].flatten())
+    log_child = (logits / distill_temperature).log_softmax(dim=-1)
+    log_taught = (taught_logits / distill_temperature).log_softmax(dim=-1)
+    divergence = (log_taught.exp() * (log_taught - log_child)).sum(dim=-1).mean()
+    ((1 - distill_weight) * token + distill_weight * distill_temperature**2 * divergence).backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    return float(token.detach()), float(divergence.detach()), gradients
+
+
+@pytest.fixture
+def pair(build_model):
+    """``pair(family) -> (child, teacher)``: the teacher is deeper and has weights of its own."""
+
+    def pair(family):
+        child, teacher = build_model(family), build_model(family, num_hidden_layers=6)
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for parameter in teacher.parameters():
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+        return child.train(), teacher
+
+    return pair
 
 
 def assert_same(expected, got, tolerance=1e-5):
@@ -42,16 +85,26 @@ def assert_same(expected, got, tolerance=1e-5):
 
 def test_loss_and_gradient_are_those_of_the_plain_model(family, build_model):
     model = build_model(family).train()
-    switch_off_dropout(model)
+    set_dropout(model, 0.0)
     assert_same(plain_loss_and_gradient(model, some_rows()), ours(model, some_rows(), choices()))
 
 
-@pytest.mark.parametrize("micro_batch", [1, 3, 4])
-def test_micro_batches_change_nothing_even_ragged_ones(micro_batch, build_model):
-    model = build_model("llama")
-    assert_same(ours(model, some_rows(), choices()), ours(model, some_rows(), choices(micro_batch)))
+@pytest.mark.reliability("R8")
+@pytest.mark.parametrize("accumulation", [4, 8])
+@pytest.mark.parametrize("distill_weight", [0.0, 0.5])
+def test_accumulation_changes_nothing_though_the_last_micro_batch_is_ragged(accumulation, distill_weight, pair):
+    child, teacher = pair("llama")
+    rows = some_rows(count=15)
+    micro_batch = -(-len(rows) // accumulation)
+    assert len(rows) % micro_batch and -(-len(rows) // micro_batch) == accumulation
+    whole, expected = taught(child, teacher, rows, choices(len(rows)), distill_weight=distill_weight)
+    losses, got = taught(child, teacher, rows, choices(micro_batch), distill_weight=distill_weight)
+    assert losses.token_nats == pytest.approx(whole.token_nats, abs=1e-6)
+    for name, grad in expected.items():
+        assert float((got[name] - grad).abs().max()) <= 1e-6, name
 
 
+@pytest.mark.reliability("R9")
 def test_chunks_of_the_head_change_nothing(build_model, monkeypatch):
     model = build_model("gemma2")
     whole = ours(model, some_rows(), choices())
@@ -66,7 +119,7 @@ def test_a_model_that_cannot_be_split_trains_by_its_own_forward(build_model, mon
     functions, taken = prepare_loss(model, choices(), vocabulary_size=260)
     assert taken.loss_path == "model"
     model.zero_grad(set_to_none=True)
-    loss = accumulate_gradient(functions, some_rows(), taken)
+    loss = accumulate_gradient(functions, some_rows(), taken).token_nats
     grads = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     assert_same(split, (loss, grads))
 
@@ -79,23 +132,113 @@ def test_bfloat16_stays_near_float32(build_model):
     assert all(parameter.grad.dtype == torch.float32 for parameter in model.parameters())
 
 
-def test_training_mode_without_dropout_computes_what_evaluation_computes(family, build_model):
-    dropouts = {
-        "gpt2": {"resid_pdrop": 0.3, "embd_pdrop": 0.3, "attn_pdrop": 0.3},
-        "opt": {"dropout": 0.3, "layerdrop": 0.5},
-    }
-    model = build_model(family, **dropouts.get(family, {}))
-    ids = some_rows()[:, :-1]
-    with torch.no_grad():
-        expected = model.eval()(input_ids=ids, use_cache=False).logits
-        switch_off_dropout(model)
-        assert torch.equal(model.train()(input_ids=ids, use_cache=False).logits, expected)
+@pytest.mark.reliability("R9")
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
+@pytest.mark.parametrize("distill_weight", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("distill_temperature", [1.0, 2.0])
+@pytest.mark.parametrize("chunk", [13, 64, 10_000])
+def test_hard_soft_and_mixed_targets_have_the_gradient_of_their_definition(
+    family, distill_weight, distill_temperature, chunk, pair, monkeypatch
+):
+    monkeypatch.setattr(gradient, "LOGITS_AT_ONCE", 2 * 260 * chunk)
+    child, teacher = pair(family)
+    settings = {"distill_weight": distill_weight, "distill_temperature": distill_temperature}
+    token_nats, distill_nats, expected = plain_taught(child, teacher, some_rows(), choices(), **settings)
+    losses, got = taught(child, teacher, some_rows(), choices(3), **settings)
+    assert_same((token_nats, expected), (losses.token_nats, got))
+    if distill_weight:
+        assert losses.distill_nats == pytest.approx(distill_nats, rel=1e-5)
 
 
-def test_only_matrices_decay_and_a_tied_matrix_is_updated_once(build_model):
-    model = build_model("gpt2")
-    decayed, others = build_optimiser(model, weight_decay=0.1, beta2=0.95).param_groups
-    assert (decayed["weight_decay"], others["weight_decay"]) == (0.1, 0.0)
-    assert all(parameter.ndim >= 2 for parameter in decayed["params"])
-    assert all(parameter.ndim < 2 for parameter in others["params"])
-    assert len(decayed["params"]) + len(others["params"]) == len(list(model.parameters()))
+@pytest.mark.reliability("R9")
+@pytest.mark.parametrize("distill_weight", [0.0, 0.3, 1.0])
+def test_chunks_in_bfloat16_have_the_gradient_of_their_definition(distill_weight, pair, monkeypatch):
+    monkeypatch.setattr(gradient, "LOGITS_AT_ONCE", 2 * 260 * 13)
+    child, teacher = pair("llama")
+    rough = choices(precision="bfloat16")
+    settings = {"distill_weight": distill_weight, "distill_temperature": 2.0}
+    token_nats, _, expected = plain_taught(child, teacher, some_rows(), rough, **settings)
+    losses, got = taught(child, teacher, some_rows(), rough, **settings)
+    assert_same((token_nats, expected), (losses.token_nats, got), tolerance=BFLOAT16_ROUNDING)
+
+
+@pytest.mark.parametrize("unsplit", ["child", "teacher", "both"])
+def test_models_that_cannot_be_split_are_taught_by_their_own_forward(unsplit, pair, monkeypatch):
+    child, teacher = pair("llama")
+    settings = {"distill_weight": 0.3, "distill_temperature": 2.0}
+    expected = taught(child, teacher, some_rows(), choices(3), **settings)
+    honest, refused = gradient.split_head, {"child": [child], "teacher": [teacher], "both": [child, teacher]}[unsplit]
+    monkeypatch.setattr(gradient, "split_head", lambda m: None if any(m is each for each in refused) else honest(m))
+    got = taught(child, teacher, some_rows(), choices(3), **settings)
+    assert_same((expected[0].token_nats, expected[1]), (got[0].token_nats, got[1]))
+    assert got[0].distill_nats == pytest.approx(expected[0].distill_nats, rel=1e-5)
+
+
+def test_a_teacher_without_weight_costs_nothing_and_changes_no_bit(pair, monkeypatch):
+    child, teacher = pair("llama")
+    monkeypatch.setattr(teacher, "forward", lambda *args, **kwargs: pytest.fail("the teacher was run"))
+    alone = taught(child, None, some_rows(), choices(3), distill_weight=0.5)
+    beside = taught(child, teacher, some_rows(), choices(3), distill_weight=0.0)
+    assert beside[0] == alone[0]
+    assert all(torch.equal(beside[1][name], grad) for name, grad in alone[1].items())
+
+
+def test_the_teacher_is_in_evaluation_mode_and_gets_no_gradient(pair):
+    child, teacher = pair("gpt2")
+    set_dropout(teacher.train(), 0.5)
+    losses = [taught(child, teacher, some_rows(), choices(), distill_weight=1.0)[0] for _ in range(2)]
+    assert losses[0] == losses[1]
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+def test_a_child_taught_by_its_equal_has_nothing_to_learn(build_model):
+    losses, gradients = taught(
+        build_model("llama"), build_model("llama"), some_rows(), choices(), distill_weight=1.0, distill_temperature=2.0
+    )
+    assert losses.distill_nats == pytest.approx(0, abs=1e-6)
+    assert all(float(grad.abs().max()) < 1e-6 for grad in gradients.values())
+
+
+def test_a_teacher_of_another_vocabulary_is_refused(build_model):
+    with pytest.raises(RecipeError, match=r"300 rows and the child one of 260.*distill_weight: 0"):
+        taught(build_model("llama"), build_model("llama", vocab_size=300), some_rows(), choices(), distill_weight=0.5)
+
+
+@pytest.mark.parametrize("patterns", [["model.*"], ["lm_head.*"], ["model.embed_tokens.*", "*.layers.0.*"]])
+@pytest.mark.parametrize("distill_weight", [0.0, 0.5])
+@pytest.mark.parametrize("path", ["split", "model"])
+def test_frozen_parts_get_no_gradient_and_the_others_keep_theirs(patterns, distill_weight, path, pair):
+    child, teacher = pair("llama")
+    chosen = choices(3, loss_path=path)
+    _, whole = taught(child, teacher, some_rows(), chosen, distill_weight=distill_weight)
+    frozen = freeze(child, patterns)
+    _, part = taught(child, teacher, some_rows(), chosen, distill_weight=distill_weight)
+    assert part.keys() == whole.keys() - set(frozen)
+    assert all(torch.equal(part[name], whole[name]) for name in part)
+
+
+@pytest.mark.reliability("R10")
+@pytest.mark.parametrize("distill_weight", [0.0, 0.5])
+def test_fifty_compiled_steps_lose_what_fifty_plain_ones_lose(distill_weight, pair):
+    def losses_of_fifty_steps(chosen):
+        child, teacher = pair("llama")
+        functions, taken = prepare_loss(
+            child, chosen, 260, teacher=teacher, distill_weight=distill_weight, distill_temperature=2.0
+        )
+        optimiser = torch.optim.AdamW(child.parameters(), lr=1e-3)
+        generator = torch.Generator().manual_seed(4)
+        losses = []
+        with computing_as(taken):
+            for _ in range(50):
+                rows = torch.randint(0, 256, (4, 17), generator=generator) % 16
+                optimiser.zero_grad(set_to_none=True)
+                step = accumulate_gradient(functions, rows, taken)
+                losses += [step.token_nats, *([step.distill_nats] if distill_weight else [])]
+                torch.nn.utils.clip_grad_norm_(child.parameters(), 1.0)
+                optimiser.step()
+        return losses
+
+    plain = losses_of_fifty_steps(choices(4, threads=1))
+    compiled = losses_of_fifty_steps(choices(4, threads=1, compile=True))
+    assert plain[-2] < plain[0] - 0.5
+    assert compiled == pytest.approx(plain, abs=1e-4)

@@ -1,25 +1,51 @@
 """Loss and gradient of one optimiser step: micro-batches, and the head by chunks.
 
 The logits of a large vocabulary are the largest tensor of a step. They are made for a few positions at a time, turned
-into a loss and a gradient of the hidden states at once, and forgotten; then the body goes backward once.
+into a loss and a gradient of the hidden states at once, and forgotten; then the body goes backward once. Where the
+reference teaches, its logits are made for the same few positions.
 """
 
-# B sequences of the step, M of one micro-batch, T positions, D hidden size, V vocabulary.
+# B sequences of the step, M of one micro-batch, T positions, N of some sequences, C of one chunk, D hidden size,
+# E the teacher's hidden size, V vocabulary.
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from inheritune.errors import RecipeError
 from inheritune.machine.head import split_head
 from inheritune.machine.probe import Choices, autocast
 from inheritune.surgery.anatomy import layer_modules
 
 LOGITS_AT_ONCE = 2**24
-"""Elements of the largest logits tensor: 64 MiB in float32."""
+"""Elements of the largest logits tensor, a teacher's included: 64 MiB in float32."""
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Means over the tokens of one step."""
+
+    token_nats: float
+    """The plain token loss, whatever the weights were trained on."""
+    distill_nats: float | None
+    """KL(teacher || child) at the temperature, neither weighed nor rescaled; None without a teacher."""
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """The teacher as the step uses it."""
+
+    body: Callable[[Tensor], Tensor]
+    """Token ids (M, T) to the teacher's hidden states (M, T, E), or to its logits."""
+    summed_losses: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+    """The child's hidden states (1, N, D), targets (1, N) and the teacher's hidden states (1, N, E) to the summed
+    token loss and the summed divergence in nats, float32."""
+    token_weight: float
+    divergence_weight: float
 
 
 @dataclass(frozen=True)
@@ -32,11 +58,77 @@ class LossFunctions:
     """Hidden states (1, N, D), or logits, and targets (1, N) to the summed loss in nats, float32."""
     positions_at_once: int
     """Positions N of one chunk."""
+    distillation: Distillation | None = None
+    """Takes the place of ``summed_loss`` where the reference teaches."""
 
 
-def prepare_loss(model: nn.Module, choices: Choices, vocabulary_size: int) -> tuple[LossFunctions, Choices]:
-    """Split the model once, compile its blocks where chosen; the path taken comes back in the choices."""
-    split = split_head(model) if choices.loss_path == "split" else None
+def prepare_loss(
+    model: nn.Module,
+    choices: Choices,
+    vocabulary_size: int,
+    *,
+    teacher: nn.Module | None = None,
+    distill_weight: float = 0.0,
+    distill_temperature: float = 1.0,
+) -> tuple[LossFunctions, Choices]:
+    """Split the model once, compile its blocks where chosen; the path taken comes back in the choices.
+
+    The loss of a token is (1 - w) x its cross-entropy + w x T^2 x KL(teacher || child), both distributions taken from
+    logits / T; T^2 keeps the gradient's size as T grows.
+
+    Args:
+        model: the child, in the mode it trains in.
+        choices: precision, compilation, path of the loss.
+        vocabulary_size: rows of the child's embedding.
+        teacher: the reference, on the same device; it is put in evaluation mode, and never changed.
+        distill_weight: w, from 0 to 1; at 0 the teacher is not run.
+        distill_temperature: T.
+
+    Raises:
+        RecipeError: teacher and child have vocabularies of different size.
+
+    Source: arXiv:1503.02531 (T and T^2); arXiv:2407.14679 (forward divergence on logits alone suffices).
+    """
+    assert teacher is not model
+    taught = teacher if distill_weight > 0 else None
+    if taught is not None:
+        rows = taught.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+        if rows != vocabulary_size:
+            raise RecipeError(
+                f"the reference has a vocabulary of {rows} rows and the child one of {vocabulary_size}, so their "
+                "next-token probabilities cannot be compared. Set train.distill_weight: 0, or teach with the model "
+                "that the child was cut from."
+            )
+    body, head, is_split = _body_and_head(model, split=choices.loss_path == "split")
+    distillation = None
+    if taught is not None:
+        distillation = _distillation(head, taught, weight=distill_weight, temperature=distill_temperature)
+
+    def summed_loss(hidden_1ND: Tensor, targets_1N: Tensor) -> Tensor:
+        return F.cross_entropy(head(hidden_1ND).float().flatten(0, 1), targets_1N.flatten(), reduction="sum")
+
+    if choices.compile:
+        layers = [*layer_modules(model), *(layer_modules(taught) if taught is not None else [])]
+        compiler: Any = torch._dynamo.config
+        compiler.recompile_limit = max(compiler.recompile_limit, 4 * len(layers))
+        for layer in layers:  # one compiled block serves every layer of its kind, at every depth
+            layer.compile(dynamic=False)
+        summed_loss = torch.compile(summed_loss, dynamic=False)
+        if distillation:
+            distillation = replace(distillation, summed_losses=torch.compile(distillation.summed_losses, dynamic=False))
+    logits_tensors = 2 if distillation else 1
+    positions = max(1, LOGITS_AT_ONCE // (logits_tensors * vocabulary_size))
+    functions = LossFunctions(body, summed_loss, positions, distillation)
+    return functions, choices if is_split else replace(choices, loss_path="model")
+
+
+def _body_and_head(
+    model: nn.Module, *, split: bool
+) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor], bool]:
+    """Body, head, and whether they are a split; else the model's own forward, and a head that does nothing."""
+    parts = split_head(model) if split else None
+    if parts:
+        return parts.body, parts.head, True
 
     def own_logits(ids_MT: Tensor) -> Tensor:
         logits_MTV: Tensor = model(input_ids=ids_MT, use_cache=False).logits
@@ -45,26 +137,35 @@ def prepare_loss(model: nn.Module, choices: Choices, vocabulary_size: int) -> tu
     def identity(logits_1NV: Tensor) -> Tensor:
         return logits_1NV
 
-    body: Callable[[Tensor], Tensor] = split.body if split else own_logits
-    head: Callable[[Tensor], Tensor] = split.head if split else identity
-
-    def summed_loss(hidden_1ND: Tensor, targets_1N: Tensor) -> Tensor:
-        return F.cross_entropy(head(hidden_1ND).float().flatten(0, 1), targets_1N.flatten(), reduction="sum")
-
-    if choices.compile:
-        layers = layer_modules(model)
-        compiler: Any = torch._dynamo.config
-        compiler.recompile_limit = max(compiler.recompile_limit, 4 * len(layers))
-        for layer in layers:  # one compiled block serves every layer of its kind, at every depth
-            layer.compile(dynamic=False)
-        summed_loss = torch.compile(summed_loss, dynamic=False)
-    positions = max(1, LOGITS_AT_ONCE // vocabulary_size)
-    taken = choices if split else Choices(**{**choices.__dict__, "loss_path": "model"})
-    return LossFunctions(body, summed_loss, positions), taken
+    return own_logits, identity, False
 
 
-def accumulate_gradient(functions: LossFunctions, rows: Tensor, choices: Choices) -> float:
-    """Add the gradient of the mean token loss of all rows to the parameters' ``.grad``.
+def _distillation(
+    head: Callable[[Tensor], Tensor], teacher: nn.Module, *, weight: float, temperature: float
+) -> Distillation:
+    """The teacher's body, and the two losses of a chunk from both models' hidden states."""
+    teacher_body, teacher_head, _ = _body_and_head(teacher.eval(), split=True)
+
+    def summed_losses(hidden_1ND: Tensor, targets_1N: Tensor, taught_1NE: Tensor) -> tuple[Tensor, Tensor]:
+        logits_NV = head(hidden_1ND).float().flatten(0, 1)
+        log_child_NV = logits_NV.log_softmax(dim=-1)
+        nats = F.nll_loss(log_child_NV, targets_1N.flatten(), reduction="sum")
+        with torch.no_grad():
+            log_taught_NV = (teacher_head(taught_1NE).float().flatten(0, 1) / temperature).log_softmax(dim=-1)
+        if temperature != 1:
+            log_child_NV = (logits_NV / temperature).log_softmax(dim=-1)
+        return nats, F.kl_div(log_child_NV, log_taught_NV, reduction="sum", log_target=True)
+
+    return Distillation(
+        body=teacher_body,
+        summed_losses=summed_losses,
+        token_weight=1 - weight,
+        divergence_weight=weight * temperature**2,
+    )
+
+
+def accumulate_gradient(functions: LossFunctions, rows: Tensor, choices: Choices) -> Losses:
+    """Add the gradient of the mean loss of all rows to the ``.grad`` of the parameters that train.
 
     Every token weighs the same, however the rows fall into micro-batches and chunks.
 
@@ -74,27 +175,38 @@ def accumulate_gradient(functions: LossFunctions, rows: Tensor, choices: Choices
         choices: micro-batch and precision.
 
     Returns:
-        The mean loss in nats per token.
+        The mean losses in nats per token.
     """
     num_tokens = rows.shape[0] * (rows.shape[1] - 1)
-    total = torch.zeros((), device=rows.device, dtype=torch.float64)
+    distillation = functions.distillation
+    token_total = torch.zeros((), device=rows.device, dtype=torch.float64)
+    distill_total = torch.zeros_like(token_total)
     for rows_MT in rows.split(choices.micro_batch):
         ids_MT, targets_MT = rows_MT[:, :-1], rows_MT[:, 1:]
         with autocast(choices):
             hidden_MTD = functions.body(ids_MT)
-        hidden_1ND = hidden_MTD.detach().flatten(0, 1).unsqueeze(0)
-        targets_1N = targets_MT.reshape(1, -1)
+        given = [hidden_MTD.detach().flatten(0, 1).unsqueeze(0), targets_MT.reshape(1, -1)]
+        if distillation:
+            with torch.no_grad(), autocast(choices):
+                given.append(distillation.body(ids_MT).flatten(0, 1).unsqueeze(0))
         gradients = []
-        for chunk_1CD, targets_1C in zip(
-            hidden_1ND.split(functions.positions_at_once, dim=1),
-            targets_1N.split(functions.positions_at_once, dim=1),
-            strict=True,
+        for chunk_1CD, targets_1C, *taught in zip(
+            *(each.split(functions.positions_at_once, dim=1) for each in given), strict=True
         ):
-            leaf_1CD = chunk_1CD.detach().requires_grad_()
+            leaf_1CD = chunk_1CD.detach().requires_grad_(hidden_MTD.requires_grad)
             with autocast(choices):
-                loss = functions.summed_loss(leaf_1CD, targets_1C)
+                if distillation:
+                    nats, divergence = distillation.summed_losses(leaf_1CD, targets_1C, *taught)
+                    loss = distillation.token_weight * nats + distillation.divergence_weight * divergence
+                    distill_total += divergence.detach()
+                else:
+                    loss = nats = functions.summed_loss(leaf_1CD, targets_1C)
             (loss / num_tokens).backward()
             gradients.append(leaf_1CD.grad)
-            total += loss.detach()
-        hidden_MTD.backward(torch.cat(gradients, dim=1).view_as(hidden_MTD))
-    return float(total / num_tokens)
+            token_total += nats.detach()
+        if hidden_MTD.requires_grad:  # not where the whole body is frozen
+            hidden_MTD.backward(torch.cat(gradients, dim=1).view_as(hidden_MTD))
+    return Losses(
+        token_nats=float(token_total / num_tokens),
+        distill_nats=float(distill_total / num_tokens) if distillation else None,
+    )
