@@ -1,6 +1,7 @@
 """Tiny random references of the ten families of the design (two Gemmas), built on the spot, offline, on the CPU."""
 
 import json
+import os
 import random
 import warnings
 from collections.abc import Callable
@@ -64,6 +65,18 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     given = [name for mark in metafunc.definition.iter_markers("parametrize") for name in str(mark.args[0]).split(",")]
     if "family" in metafunc.fixturenames and "family" not in given:
         metafunc.parametrize("family", sorted(FAMILIES))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The names of the reliability tests that a test shows go into the JUnit file, where benchmarks read them."""
+    for item in items:
+        item.user_properties += [("reliability", mark.args[0]) for mark in item.iter_markers("reliability")]
+
+
+@pytest.fixture(scope="session")
+def full() -> bool:
+    """Whether the long form is asked for (INHERITUNE_FULL is set): every kill, every length, the whole soak."""
+    return bool(os.environ.get("INHERITUNE_FULL"))
 
 
 def tiny_model(family: str, **config_overrides: Any) -> PreTrainedModel:

@@ -28,6 +28,12 @@ class DataError(InherituneError):
     exit_code = 3
 
 
+class DiskError(InherituneError):
+    """It does not fit on the disk; what was finished before is whole."""
+
+    exit_code = 3
+
+
 class TrainingError(InherituneError):
     """Training cannot go on: a loss that is not finite, a damaged checkpoint, no memory left."""
 

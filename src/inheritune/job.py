@@ -59,6 +59,7 @@ def grow(recipe: Recipe, *, fresh: bool = False, progress: Progress | None = Non
     Raises:
         RecipeError: the run folder was made by another recipe, or another process is at work in it.
         Stopped: stopped on request, saved.
+        DiskError: something did not fit on the disk; what was finished before is whole.
     """
     with _open_run(recipe, fresh=fresh, progress=progress) as run:
         folder = run.folder
@@ -119,7 +120,8 @@ def _open_run(recipe: Recipe, *, fresh: bool, progress: Progress | None) -> Iter
         if not (folder / "provenance.json").exists():
             runs.write_json(folder / "provenance.json", provenance(run, sys.argv, runs.now_utc()))
         try:
-            yield run
+            with runs.writing(folder):  # whatever in it has no better name
+                yield run
         finally:
             progress.close()
 

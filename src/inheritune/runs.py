@@ -3,21 +3,27 @@
 Everything a run leaves behind goes through the functions of this module.
 """
 
+import errno
 import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
-from inheritune.errors import RecipeError
+from inheritune.errors import DiskError, RecipeError
+from inheritune.units import format_bytes
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What a write says where the disk, the user's quota or the process's largest file is full."""
 
 
 def sync_folder(folder: Path) -> None:
@@ -35,16 +41,122 @@ def sync_file(path: Path) -> None:
         os.fsync(file.fileno())
 
 
+@contextmanager
+def writing(path: Path, num_bytes: int | None = None) -> Iterator[None]:
+    """Where the block fails for want of space, say what was to be written, how much it needs and what is still safe.
+
+    Args:
+        path: what the block writes.
+        num_bytes: its size, where that is known.
+
+    Raises:
+        DiskError: no space, no quota, or a file beyond the largest size allowed.
+    """
+    try:
+        yield
+    except DiskError:  # it names its own file
+        raise
+    except Exception as error:
+        if reason := _no_space(error):
+            needed = "" if num_bytes is None else f"It needs {_exact(num_bytes)}, and "
+            raise _disk_error(path, reason, needed) from error
+        raise
+
+
+def require_space(folder: Path, num_bytes: int, what: str) -> None:
+    """Refuse, before a byte is written, what will not fit.
+
+    Args:
+        folder: where it will lie; it need not be there yet.
+        num_bytes: what it takes.
+        what: its name, as in "no space for the shards".
+
+    Raises:
+        DiskError: less is free. Quotas, and file systems that do not tell their size, are seen when writing only.
+    """
+    usage = shutil.disk_usage(_nearest(folder))
+    if usage.total and usage.free < num_bytes:
+        raise DiskError(
+            f"no space for {what}: it takes {_exact(num_bytes)} in {folder}, and {_exact(usage.free)} are free there. "
+            "Free some space and run the same command; nothing of it has been written, and what was finished before is "
+            "whole, the last checkpoint too."
+        )
+
+
+def _disk_error(path: Path, reason: str, needed: str, part: str = "") -> DiskError:
+    """What could not be written, why, how much it needs and how much is free."""
+    free = _exact(shutil.disk_usage(_nearest(path)).free)
+    return DiskError(
+        f"cannot write {path}{part}: {reason}. {needed}{free} are free. Free some space and run the same "
+        "command: what was finished before is whole, the last checkpoint too."
+    )
+
+
+def _no_space(error: BaseException | None) -> str | None:
+    """The reason in the system's words where there was no space; safetensors and numpy tell it in their text alone."""
+    if isinstance(error, DiskError):
+        return _no_space(error.__cause__)
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None and (told := re.search(r"\(os error (\d+)\)", str(error))):
+        number = int(told[1])
+    if number is None and isinstance(error, OSError) and re.fullmatch(r"\d+ requested and \d+ written", str(error)):
+        number = errno.ENOSPC  # numpy's short write
+    return os.strerror(number) if number in NO_SPACE else None
+
+
+def _exact(num_bytes: int) -> str:
+    """Bytes to the last one, and in words where they are many."""
+    return f"{num_bytes} bytes" + (f" ({format_bytes(num_bytes)})" if num_bytes >= 1000 else "")
+
+
+def _nearest(path: Path) -> Path:
+    """The path itself, or the folder nearest to it that is there."""
+    return next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
+
+
 def write_bytes(path: Path, content: bytes) -> None:
-    """Replace ``path`` by ``content`` in one step: old or new, never half."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Replace ``path`` by ``content`` in one step: old or new, never half.
+
+    Raises:
+        DiskError: no space for it; the old content stands.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync_folder(path.parent)
+    with writing(path, len(content)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+
+
+def write_all(file: BinaryIO, content: bytes) -> None:
+    """Write every byte to an unbuffered file; a nearly full disk takes some of them and says no to the rest."""
+    while content:
+        content = content[file.write(content) :]
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append one line, whole or not at all; what a kill has left of a line before it is cut off.
+
+    Raises:
+        DiskError: no space for it; the lines before it stand.
+    """
+    content = f"{line}\n".encode()
+    with writing(path, len(content)), path.open("a+b", buffering=0) as file:
+        file.seek(0)
+        end = file.read().rfind(b"\n") + 1
+        file.truncate(end)
+        try:
+            write_all(file, content)
+        except OSError:
+            file.truncate(end)
+            raise
 
 
 def write_text(path: Path, content: str) -> None:
@@ -63,12 +175,19 @@ def read_json(path: Path) -> Any:
 
 
 @contextmanager
-def new_folder(target: Path) -> Iterator[Path]:
+def new_folder(target: Path, num_bytes: int | None = None) -> Iterator[Path]:
     """A temporary folder beside ``target`` that becomes ``target`` if the block ends well, and vanishes if not.
 
     Left-overs of killed processes are swept away, and those of a process that is still at work are left alone. An
     existing ``target`` is replaced, and is there whole until the new one is: killed in between, the next call puts it
     back.
+
+    Args:
+        target: the folder to make.
+        num_bytes: what it will take, where that is known.
+
+    Raises:
+        DiskError: no space for what the block writes, whoever writes it; ``target`` is as it was.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary, former = target.with_name(f".{target.name}.{os.getpid()}.tmp"), target.with_name(f".{target.name}.old")
@@ -79,8 +198,8 @@ def new_folder(target: Path) -> Iterator[Path]:
         owner = left_over.name.split(".")[-2]
         if owner == str(os.getpid()) or not (owner.isdecimal() and _is_running(int(owner))):
             shutil.rmtree(left_over, ignore_errors=True)
-    temporary.mkdir()
     try:
+        temporary.mkdir()
         yield temporary
         for path in sorted(temporary.rglob("*")):
             sync_folder(path) if path.is_dir() else sync_file(path)
@@ -90,8 +209,15 @@ def new_folder(target: Path) -> Iterator[Path]:
         temporary.rename(target)
         sync_folder(target.parent)
         shutil.rmtree(former, ignore_errors=True)
-    except BaseException:
+    except BaseException as error:
+        files = [path for path in temporary.rglob("*") if path.is_file()] if temporary.exists() else []
+        held = sum(path.stat().st_size for path in files)
+        latest = max(files, key=lambda path: path.stat().st_mtime_ns, default=None)
         shutil.rmtree(temporary, ignore_errors=True)
+        if reason := _no_space(error):
+            part = f" ({latest.name.removeprefix('.').removesuffix('.tmp')} in it)" if latest else ""
+            needed = f"It needs {_exact(num_bytes)}" if num_bytes else f"It needs more than {_exact(held)}"
+            raise _disk_error(target, reason, f"{needed}, and ", part) from error
         raise
 
 
@@ -145,8 +271,7 @@ def locked(folder: Path) -> Iterator[None]:
 def record_event(folder: Path, stage: str | None, kind: str, message: str) -> None:
     """Append one decision, in words, to the run's ``events.jsonl``."""
     event = {"time": now_utc(), "stage": stage, "kind": kind, "message": message}
-    with (folder / "events.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(event, ensure_ascii=False) + "\n")
+    append_line(folder / "events.jsonl", json.dumps(event, ensure_ascii=False))
 
 
 def has_event(folder: Path, stage: str | None, kind: str, message: str) -> bool:

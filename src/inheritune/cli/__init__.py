@@ -1,8 +1,10 @@
 """The command line: one file per verb, each of which calls one function of the library."""
 
+import os
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.metadata import version
 from typing import Any
 
@@ -60,7 +62,13 @@ def main(arguments: list[str] | None = None) -> None:
     given = sys.argv[1:] if arguments is None else arguments
     words = [word for word in given if word != "--debug"]
     keep_freed_memory()
-    sys.exit(_run(words, debug="--debug" in given))
+    code = _run(words, debug="--debug" in given)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:  # a full log disk: what it did not take is let go, so that the exit code stays the run's own
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    sys.exit(code)
 
 
 def _run(words: list[str], *, debug: bool) -> int:
@@ -72,7 +80,8 @@ def _run(words: list[str], *, debug: bool) -> int:
         verb = f"{words[0]} " if words and words[0] in VERBS else ""
         return _say(RecipeError(f"{error}\nTry `inheritune {verb}--help`."), debug=debug)
     except Stopped as stopped:
-        print(stopped, file=sys.stderr)
+        with suppress(OSError):
+            print(stopped, file=sys.stderr)
         return stopped.exit_code
     except InherituneError as error:
         return _say(error, debug=debug)
@@ -93,5 +102,6 @@ def _say(error: InherituneError, *, debug: bool) -> int:
     """One message on stderr; the traceback only where it was asked for."""
     if debug:
         traceback.print_exc()
-    print(f"error: {error}", file=sys.stderr)
+    with suppress(OSError):  # nobody listens: the exit code says it alone
+        print(f"error: {error}", file=sys.stderr)
     return error.exit_code

@@ -39,7 +39,7 @@ class Encoded(AbstractContextManager["Encoded"]):
 
     def add(self, index: int, ids: Sequence[int], num_bytes: int) -> None:
         """Append a document."""
-        np.array(ids, dtype=self.dtype).tofile(self._file)
+        self._file.write(np.array(ids, dtype=self.dtype).tobytes())  # tofile is silent of a disk that is full
         self.starts[index], self.lengths[index], self.byte_lengths[index] = self._num_tokens, len(ids), num_bytes
         self._num_tokens += len(ids)
 

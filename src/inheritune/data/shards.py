@@ -129,6 +129,8 @@ def prepare(
                 encode(order, None)
             splits: dict[str, Any] = {}
             largest = 0
+            needed = int(encoded.lengths.sum()) * dtype.itemsize + 16 * int((encoded.lengths > 0).sum() + len(SPLITS))
+            runs.require_space(new, needed + sum(len(text.encode()) for text in texts.values()), "the shards")
             chosen = {"train": order, "watch": held_out[~is_decide], "decide": held_out[is_decide]}
             for split in SPLITS:
                 stored = chosen[split] = chosen[split][encoded.lengths[chosen[split]] > 1]  # no token: no document

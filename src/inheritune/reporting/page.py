@@ -28,6 +28,7 @@ def report(run_dirs: Path | Sequence[Path], out: Path | None = None) -> Path:
 
     Raises:
         RecipeError: a folder is no run folder, none was named, or ``out`` is something else than a report.
+        DiskError: no space for the page; one that was there stands.
     """
     folders = [Path(run_dirs)] if isinstance(run_dirs, str | Path) else [Path(folder) for folder in run_dirs]
     if not folders:

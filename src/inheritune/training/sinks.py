@@ -4,8 +4,9 @@ import json
 import os
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol, TextIO, cast
 
 from rich.console import Console
 from rich.live import Live
@@ -38,22 +39,28 @@ class MetricsLog:
             if entry["stage"] != stage or entry["step"] <= last_kept:
                 kept.append(json.dumps(entry) + "\n")
         runs.write_text(path, "".join(kept))
-        self._file: TextIO = path.open("a", encoding="utf-8")
+        self.path = path
+        self._file = path.open("ab", buffering=0)
 
     def write(self, kind: str, values: dict[str, Any]) -> None:
-        """Append one line and hand it to the operating system."""
-        self._file.write(json.dumps({"stage": self.stage, "kind": kind, **values}) + "\n")
-        self._file.flush()
+        """Append one line and hand it to the operating system.
+
+        Raises:
+            DiskError: no space for it.
+        """
+        content = (json.dumps({"stage": self.stage, "kind": kind, **values}) + "\n").encode()
+        with runs.writing(self.path, len(content)):
+            runs.write_all(self._file, content)
 
     def sync(self) -> None:
         """Make the lines durable: a checkpoint must never be ahead of them."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with runs.writing(self.path):
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Make the lines durable, and end."""
-        self.sync()
-        self._file.close()
+        with self._file:
+            self.sync()
 
 
 class Progress(Protocol):
@@ -69,11 +76,33 @@ class Progress(Protocol):
         """Leave the screen as it is."""
 
 
+class Unfailing:
+    """A stream whose end stops nobody: what a full log disk or a closed pipe does not take is lost, and that is all."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        """Write it if that is possible."""
+        with suppress(OSError):
+            self.stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Hand on what can be."""
+        with suppress(OSError):
+            self.stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
 class Terminal:
     """A status line that renews itself on a terminal; plain lines now and then elsewhere."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(file=sys.stderr, highlight=False, soft_wrap=True)
+        stream = cast(TextIO, Unfailing(sys.stderr))
+        self.console = console or Console(file=stream, highlight=False, soft_wrap=True)
         self._live: Live | None = None
         self._last_plain_s = float("-inf")
 
