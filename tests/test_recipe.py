@@ -2,7 +2,7 @@ import pytest
 from pydantic import ValidationError
 
 from inheritune.errors import RecipeError
-from inheritune.recipe import Recipe, commented_recipe, known_keys, recipe_differences
+from inheritune.recipe import Recipe, commented_recipe, known_keys, may_change, recipe_differences
 
 SMALL = "reference: {model: some/model}\ndata: {sources: [text]}\n"
 
@@ -148,8 +148,8 @@ def test_the_commented_recipe_names_every_key_and_loads_once_filled_in(load):
 
 def test_differences_are_named_key_by_key(load):
     old, new = load(SMALL), load(SMALL, {"train.peak-lr": "2e-4", "growth.margin": "0.02"})
-    assert recipe_differences(old, new) == ["growth.margin: 0.01 -> 0.02", "train.peak_lr: 0.0003 -> 0.0002"]
-    assert recipe_differences(old, old) == []
+    assert recipe_differences(old, new) == {"growth.margin": (0.01, 0.02), "train.peak_lr": (0.0003, 0.0002)}
+    assert recipe_differences(old, old) == {}
 
 
 @pytest.mark.parametrize(
@@ -203,3 +203,24 @@ def test_a_section_without_keys_has_its_defaults(load):
 def test_a_revision_that_looks_like_a_number_survives_the_run_folder(load):
     recipe = load("reference: {model: a, revision: '12e4'}\ndata: {sources: [a]}\n")
     assert load(recipe.dump()) == recipe
+
+
+@pytest.mark.parametrize(
+    ("key", "old", "new", "allowed"),
+    [
+        ("train.validations", 20, 5, True),
+        ("train.keep_checkpoints", 2, 1, True),
+        ("data.token_budget", 1000, 2000, True),
+        ("data.token_budget", 1000, None, True),
+        ("data.token_budget", None, 2000, False),
+        ("data.token_budget", 2000, 1000, False),
+        ("train.passes", 1, 2, True),
+        ("growth.max_depth", None, 6, True),
+        ("growth.max_depth", 6, 4, False),
+        ("growth.total_tokens", 10, 20, True),
+        ("train.peak_lr", 1e-3, 2e-3, False),
+        ("growth.mode", "restart", "continue", False),
+    ],
+)
+def test_what_may_change_under_a_run(key, old, new, allowed):
+    assert may_change(key, old, new) is allowed

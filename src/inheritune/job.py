@@ -16,7 +16,7 @@ from inheritune.growth.rounds import search
 from inheritune.growth.run import Run
 from inheritune.growth.stages import make_reference
 from inheritune.machine.stop import stop_on_signals
-from inheritune.recipe import FREE_KEYS, Recipe, may_change, recipe_differences
+from inheritune.recipe import KEEPING_KEYS, Recipe, may_change, recipe_differences
 from inheritune.reporting.card import write_card
 from inheritune.reporting.page import report
 from inheritune.training.sinks import Progress, Terminal
@@ -183,7 +183,7 @@ def _claim(folder: Path, recipe: Recipe, progress: Progress) -> None:
     progress.say(f"{folder} goes on with a changed recipe: {'; '.join(lines.values())}")
     for line in lines.values():
         runs.record_event(folder, None, "recipe changed", line)
-    if set(differences) - FREE_KEYS:  # more is asked than was done: what was said of the end does not hold any more
+    if set(differences) - KEEPING_KEYS:  # more is asked than was done: what was said of the end does not hold any more
         (folder / "summary.json").unlink(missing_ok=True)
     runs.write_text(path, recipe.dump())
 

@@ -241,7 +241,7 @@ def train_recipe(values: Mapping[str, Any]) -> TrainRecipe:
         raise RecipeError("; ".join(dict.fromkeys(problems)).replace("_", "-")) from error
 
 
-FREE_KEYS = frozenset(
+KEEPING_KEYS = frozenset(
     f"train.{key}" for key in ("validations", "save_every_minutes", "keep_checkpoints", "micro_batch", "on_bad_step")
 )
 """Keys that may change under a run: they say how it is watched, kept and fitted into memory."""
@@ -264,7 +264,7 @@ def may_change(key: str, old: Any, new: Any) -> bool:
     """Whether a run that was begun with one value of a key may go on with another."""
     if key == "growth.max_depth":  # null depends on the reference, which is known later
         return old is None or new is None or new > old
-    return key in FREE_KEYS or (key in RISING_KEYS and old is not None and (new is None or new > old))
+    return key in KEEPING_KEYS or (key in RISING_KEYS and old is not None and (new is None or new > old))
 
 
 def _flat(value: Any, key: str = "") -> dict[str, Any]:

@@ -35,8 +35,8 @@ SIZES = st.integers(1, 6)
 @given(LENGTHS, SIZES, st.integers(0, 5), st.integers(0, 3))
 def test_a_pass_holds_every_token_once_but_for_its_tail(lengths, length, seed, pass_index):
     sampler = Sampler(numbered(lengths), length, seed)
-    rows, _ = sampler.rows(Position(pass_index, 0), sampler.rows_per_pass)
-    assert rows.shape == (sampler.rows_per_pass, length + 1) and rows.dtype == np.int64
+    rows, _ = sampler.rows(Position(pass_index, 0), sampler.rows_per_pass(0))
+    assert rows.shape == (sampler.rows_per_pass(0), length + 1) and rows.dtype == np.int64
     assert np.array_equal(rows[1:, 0], rows[:-1, -1])  # rows overlap by one
     seen = Counter([*rows[:, :-1].ravel().tolist(), int(rows[-1, -1])])
     assert set(seen.values()) == {1}
@@ -66,7 +66,7 @@ def test_a_new_sampler_goes_on_from_a_saved_position(lengths, length, count):
 
 def test_a_document_stays_whole_and_in_order_within_a_pass():
     sampler = Sampler(numbered([50] * 4), 1, 0)
-    rows, _ = sampler.rows(Position(0, 0), sampler.rows_per_pass)
+    rows, _ = sampler.rows(Position(0, 0), sampler.rows_per_pass(0))
     stream = np.append(rows[:, 0], rows[-1, 1])
     assert all((np.diff(part) == 1).all() for part in stream.reshape(4, 50))
 
@@ -81,12 +81,12 @@ def test_passes_and_seeds_have_different_orders_and_the_same_seed_the_same():
 
 def test_the_position_after_the_last_row_is_the_next_pass():
     sampler = Sampler(numbered([9]), 4, 0)
-    assert sampler.rows_per_pass == 2
+    assert sampler.rows_per_pass(0) == 2
     assert sampler.rows(Position(0, 0), 2)[1] == Position(1, 0)
 
 
 def test_data_below_one_row_are_refused_and_exactly_one_row_is_not():
-    assert Sampler(numbered([3, 2]), 4, 0).rows_per_pass == 1
+    assert Sampler(numbered([3, 2]), 4, 0).rows_per_pass(0) == 1
     with pytest.raises(DataError, match=r"hold 4 tokens, which do not fill one row of 4 \+ 1"):
         Sampler(numbered([3, 1]), 4, 0)
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from inheritune import job
 from inheritune.errors import DataError, RecipeError, Stopped, SurgeryError
 from inheritune.evaluation.compare import evaluate
-from inheritune.growth import rounds
+from inheritune.growth import stages
 from inheritune.job import grow
 from inheritune.recipe import Recipe
 from inheritune.surgery.folder import load_model
@@ -128,14 +128,14 @@ def test_without_parity_the_search_grows_to_the_deepest_and_says_what_to_try_nex
 
 def test_each_round_starts_anew_from_the_reference(recipe, tmp_path, monkeypatch):
     starts = {}
-    honest = rounds.train
+    honest = stages.train
 
     def spy(model, shards, out, **settings):
         if str(model).endswith("start"):
             starts[settings["name"]] = load_model(model).state_dict()
         return honest(model, shards, out, **settings)
 
-    monkeypatch.setattr(rounds, "train", spy)
+    monkeypatch.setattr(stages, "train", spy)
     grow(recipe(growth__target=0.1), progress=Silent())
     reference = load_model(tmp_path / "reference").state_dict()
     for name, depth in {"round-1": 2, "round-2": 3}.items():
@@ -174,7 +174,7 @@ def test_stopped_between_and_inside_stages_equals_an_undisturbed_search(recipe, 
     whole = grow(recipe(growth__target=0.1), progress=Silent())
     shutil.move(tmp_path / "run", tmp_path / "whole")
     weights = (tmp_path / "whole" / "model" / "model.safetensors").read_bytes()
-    honest = rounds.train
+    honest = stages.train
     for stop_in, after in (("round-1", 3), ("round-2", 0), ("round-2", 5), ("scratch", 2)):
 
         def stopping(model, shards, out, *, name, stop, stop_in=stop_in, after=after, **settings):
@@ -182,10 +182,10 @@ def test_stopped_between_and_inside_stages_equals_an_undisturbed_search(recipe, 
                 settings["progress"] = StopAfter(after, stop)
             return honest(model, shards, out, name=name, stop=stop, **settings)
 
-        monkeypatch.setattr(rounds, "train", stopping)
+        monkeypatch.setattr(stages, "train", stopping)
         with pytest.raises(Stopped):
             grow(recipe(growth__target=0.1), progress=Silent())
-    monkeypatch.setattr(rounds, "train", honest)
+    monkeypatch.setattr(stages, "train", honest)
     again = grow(recipe(growth__target=0.1), progress=Silent())
     assert (tmp_path / "run" / "model" / "model.safetensors").read_bytes() == weights
     untimed = {key: value for key, value in again.summary.items() if key in ("against", "verdict", "validation")}
@@ -271,10 +271,18 @@ def test_under_thirty_documents_there_is_no_verdict(recipe):
     assert "more validation documents" in summary["advice"]
 
 
-def test_rows_longer_than_the_positions_are_refused_before_anything_is_prepared(recipe, tmp_path):
-    with pytest.raises(RecipeError, match="128 positions"):
-        grow(recipe(data__sequence_length=129), progress=Silent())
+def test_rows_longer_than_a_table_of_positions_are_refused_before_anything_is_prepared(
+    recipe, save_reference, tmp_path
+):
+    learned = save_reference("gpt2", tmp_path / "learned")
+    with pytest.raises(RecipeError, match="a table of 128"):
+        grow(recipe(reference={"model": str(learned)}, data__sequence_length=129), progress=Silent())
     assert not (tmp_path / "run" / "data").exists()
+
+
+def test_rows_longer_than_computed_positions_are_warned_about(recipe, tmp_path):
+    grow(recipe(data__sequence_length=129, growth__max_depth=2, baselines=[]), progress=Silent())
+    assert "was made for 128 positions" in (tmp_path / "run" / "events.jsonl").read_text()
 
 
 def test_a_recipe_that_was_refused_can_be_mended_and_run_in_the_same_folder(recipe):
@@ -313,7 +321,7 @@ def test_a_run_folder_inside_a_source_is_refused(recipe, tmp_path):
 
 
 def test_a_kill_while_a_start_is_deleted_does_not_stop_the_next_start(recipe, tmp_path, monkeypatch):
-    honest = rounds.runs.shutil.rmtree
+    honest = stages.runs.shutil.rmtree
 
     def killed(path, **settings):
         if "start" in path.name and path.exists():
@@ -321,10 +329,10 @@ def test_a_kill_while_a_start_is_deleted_does_not_stop_the_next_start(recipe, tm
             raise KeyboardInterrupt
         honest(path, **settings)
 
-    monkeypatch.setattr(rounds.runs.shutil, "rmtree", killed)
+    monkeypatch.setattr(stages.runs.shutil, "rmtree", killed)
     with pytest.raises(KeyboardInterrupt):
         grow(recipe(), progress=Silent())
-    monkeypatch.setattr(rounds.runs.shutil, "rmtree", honest)
+    monkeypatch.setattr(stages.runs.shutil, "rmtree", honest)
     assert grow(recipe(), progress=Silent()).summary["state"] == "done"
 
 
@@ -345,7 +353,7 @@ def test_with_a_number_as_target_each_round_has_its_difference_to_the_reference_
 
 def test_a_head_that_cannot_be_split_off_is_scored_otherwise_and_recorded(recipe, tmp_path, monkeypatch):
     split = grow(recipe(), progress=Silent()).summary
-    for module in ("inheritune.growth.rounds", "inheritune.evaluation.token_loss"):
+    for module in ("inheritune.growth.scoring", "inheritune.evaluation.token_loss"):
         monkeypatch.setattr(f"{module}.split_head", lambda model: None)
     whole = grow(recipe(run_dir=str(tmp_path / "whole")), progress=Silent()).summary
     assert whole["reference"]["loss_nats"] == pytest.approx(split["reference"]["loss_nats"], abs=1e-6)
@@ -361,17 +369,17 @@ def test_a_card_lost_to_a_kill_is_written_when_the_run_is_started_again(recipe, 
 
 
 def test_a_reference_that_changed_under_a_run_is_refused_until_it_is_put_back(recipe, tmp_path, monkeypatch):
-    honest = rounds.train
+    honest = stages.train
 
     def stopping(model, shards, out, *, stop, **settings):
         settings["progress"] = StopAfter(3, stop)
         return honest(model, shards, out, stop=stop, **settings)
 
     asked, weights = recipe(), tmp_path / "reference" / "model.safetensors"
-    monkeypatch.setattr(rounds, "train", stopping)
+    monkeypatch.setattr(stages, "train", stopping)
     with pytest.raises(Stopped):
         grow(asked, progress=Silent())
-    monkeypatch.setattr(rounds, "train", honest)
+    monkeypatch.setattr(stages, "train", honest)
     before = weights.read_bytes()
     weights.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
     with pytest.raises(SurgeryError, match=r"reference changed.*model\.safetensors has other bytes.*--fresh"):
@@ -386,15 +394,15 @@ def test_a_reference_that_changed_under_a_run_is_refused_until_it_is_put_back(re
 
 
 def test_a_run_folder_that_was_moved_in_the_middle_goes_on(recipe, tmp_path, monkeypatch):
-    honest = rounds.train
+    honest = stages.train
 
     def stopping(model, shards, out, *, stop, **settings):
         settings["progress"] = StopAfter(3, stop)
         return honest(model, shards, out, stop=stop, **settings)
 
-    monkeypatch.setattr(rounds, "train", stopping)
+    monkeypatch.setattr(stages, "train", stopping)
     with pytest.raises(Stopped):
         grow(recipe(), progress=Silent())
-    monkeypatch.setattr(rounds, "train", honest)
+    monkeypatch.setattr(stages, "train", honest)
     shutil.move(tmp_path / "run", tmp_path / "elsewhere")
     assert grow(recipe(run_dir=str(tmp_path / "elsewhere")), progress=Silent()).summary["state"] == "done"

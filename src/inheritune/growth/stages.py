@@ -116,10 +116,9 @@ def train_round(
     stage = run.stage(name)
     if not may_extend and (finished := read_result(stage)):
         return finished
-    goes_on = mode != "restart" and before is not None
-    trunk = open_checkpoint(run.stage(before.stage)) if goes_on and before else None
+    trunk = open_checkpoint(run.stage(before.stage)) if before and mode != "restart" else None
     recipe = run.recipe.train
-    if goes_on:
+    if trunk:
         recipe = recipe.model_copy(update={"warmup_fraction": run.recipe.growth.rewarm_fraction})
 
     def make_start(start: Path) -> None:
@@ -144,7 +143,7 @@ def train_round(
             f"{certificate.max_abs_difference}",
         )
 
-    if before and not goes_on:
+    if before and not trunk:
         runs.remove_folder(run.stage(before.stage) / "checkpoints")  # nothing starts from it any more
     result = _train_stage(
         run,
@@ -156,7 +155,7 @@ def train_round(
         target_nats=target_nats,
         teacher=reference.model if recipe.distill_weight else None,
         fresh_layers=range(before.child.depth, depth) if before else (),
-        moments_from=run.stage(before.stage) / "checkpoints" / trunk.name if trunk and before else None,
+        moments_from=trunk,
         look_before_cooldown=mode != "restart",
     )
     if before:
@@ -216,9 +215,10 @@ def _train_stage(
     stage = run.stage(name)
     start = stage / "start"
     if not (stage / "result.json").exists():
-        if not (start / "config.json").exists():
+        finished_once = (stage / "model" / "config.json").exists()  # and trained on: no start is needed any more
+        if not finished_once and not (start / "config.json").exists():
             make_start(start)
-        _announce(run, label or name, start, shards, recipe, total_tokens)
+        _announce(run, label or name, stage / "model" if finished_once else start, shards, recipe, total_tokens)
     result = train(
         start,
         shards,

@@ -78,13 +78,14 @@ def save_checkpoint(
     state: State,
     *,
     keep: int,
-    held: Collection[int] = (),
+    held: Collection[int | None] = (),
     average: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Commit one checkpoint, move the pointer, then drop all but the newest ``keep`` and those of the steps ``held``.
 
     Raises:
-        TrainingError: the disk is full or cannot be written; what was there before is whole.
+        DiskError: the disk is full; what was there before is whole.
+        TrainingError: it cannot be written for another reason.
     """
     target = folder / f"step-{state.step:08d}"
     if verifies(target):  # resumed here, and asked to stop before a step was made
@@ -104,8 +105,9 @@ def save_checkpoint(
         **({AVERAGE: {name: tensor.cpu().contiguous() for name, tensor in average.items()}} if average else {}),
     }
     needed = sum(tensor.nbytes for tensors in files.values() for tensor in tensors.values())
+    runs.require_space(folder, needed, f"the checkpoint of step {state.step}")
     try:
-        with runs.new_folder(target) as new:
+        with runs.new_folder(target, needed) as new:
             for name, tensors in files.items():
                 save_file(tensors, new / name)
             runs.write_json(new / "state.json", state.to_json())
@@ -117,8 +119,8 @@ def save_checkpoint(
         runs.write_text(folder / "latest", target.name + "\n")
     except (OSError, SafetensorError) as error:
         raise TrainingError(
-            f"cannot save step {state.step} under {folder}: {error}. A checkpoint needs {needed} bytes; "
-            "free some space and run the same command: the checkpoint before this one is whole."
+            f"cannot save step {state.step} under {folder}: {error}. Mend that and run the same command: the "
+            "checkpoint before this one is whole."
         ) from error
     others = [path for path in sorted(folder.glob("step-*")) if step_of(path) not in held]
     for old in others[:-keep]:
@@ -189,11 +191,12 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         TrainingError: the file cannot be read.
     """
     try:
-        return load_file(path)
+        tensors: dict[str, Tensor] = load_file(path)
     except (OSError, SafetensorError) as error:
         raise TrainingError(
             f"cannot read {path}: {error}. Delete {path.parent} to fall back to the one before."
         ) from error
+    return tensors
 
 
 def read_state(checkpoint: Path) -> State:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from inheritune import runs
 from inheritune.data.batches import Position, Sampler
-from inheritune.errors import TrainingError
+from inheritune.errors import EvaluationError, TrainingError
 from inheritune.evaluation.statistics import token_mean
 from inheritune.evaluation.token_loss import score_documents
 from inheritune.machine.memory import forget_peak, is_out_of_memory, peak_memory_bytes
@@ -102,7 +102,8 @@ def run_loop(
         record_event("frozen", f"{len(frozen)} tensors are not trained, {frozen[0]} the first of them")
     if teacher is not None:
         teacher.to(device).eval().requires_grad_(False)
-    with computing_as(choices):
+    with computing_as(choices), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(plan.seed)
         vocabulary_size = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
         functions, choices = prepare_loss(
             model,
@@ -160,7 +161,14 @@ def run_loop(
                 stop.check()
 
         def score(name: str, check_stop: Callable[[], None] | None) -> float:
-            sums = score_documents(model, watch, sequence_length=plan.sequence_length, check_stop=check_stop)
+            try:
+                sums = score_documents(model, watch, sequence_length=plan.sequence_length, check_stop=check_stop)
+            except EvaluationError as error:
+                ids_MT = torch.from_numpy(watch[0][None, : plan.sequence_length].astype(np.int64)).to(device)
+                raise TrainingError(
+                    f"{plan.label}, after step {state.step}: {error} Where it comes from: "
+                    f"{culprit(model, functions.body, ids_MT)}."
+                ) from error
             save_sums(stage_folder / "validation" / name, sums)
             return token_mean(sums)
 

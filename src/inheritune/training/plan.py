@@ -29,6 +29,8 @@ class LoopPlan:
     """Score the watch half where the cool-down begins, too."""
     moments_from: Path | None = None
     """Checkpoint whose moments and place in the data a stage without a checkpoint of its own begins with."""
+    seed: int = 0
+    """Of dropout."""
     lr_scale: Callable[[str], float] = lambda name: 1.0
     """Learning rate of a parameter, by name, relative to the schedule's."""
 

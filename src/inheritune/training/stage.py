@@ -135,6 +135,7 @@ def train(
         if not resume:
             _clear(stage_folder)
         before = Settings.load(stage_folder)
+        taught = teacher is not None and recipe.distill_weight > 0
         total = total_tokens or budget * recipe.passes
         num_steps, batch_sequences = plan_steps(
             budget * recipe.passes, batch_tokens=recipe.batch_tokens, sequence_length=sequence_length
@@ -142,8 +143,8 @@ def train(
         if total_tokens:
             num_steps = max(1, total // (batch_sequences * sequence_length))
         asked = Settings(
-            model=_fingerprint(model, before and before.model),
-            teacher=_fingerprint(teacher, before and before.teacher) if teacher and recipe.distill_weight else None,
+            model=_fingerprint(model, before.model if before else None),
+            teacher=_fingerprint(teacher, before.teacher if before else None) if taught else None,
             moments_from=_checkpoint_fingerprint(moments_from, before) if moments_from else None,
             validation=shards.validation_sha256,
             shards=shards.sha256,
@@ -161,7 +162,8 @@ def train(
         if finished := read_result(stage_folder):
             return finished
 
-        start_folder = resolve(model)
+        kept = stage_folder / "model"  # of a stage that was finished once, when its start may be gone: the same tensors
+        start_folder = kept if kept.is_dir() and not Path(model).is_dir() else resolve(model)
         network = load_model(start_folder)
         check_vocabulary(shards, network.get_input_embeddings().weight.shape[0])
         for warning in (check_positions(network.config, sequence_length), warning_of_passes(recipe.passes)):
@@ -184,6 +186,7 @@ def train(
                 target_nats=target_nats,
                 look_before_cooldown=look_before_cooldown,
                 moments_from=moments_from,
+                seed=seed,
                 lr_scale=_lr_scale(network, settings.fresh_layers, recipe.inherited_lr_scale),
             ),
             recipe=recipe,
@@ -192,7 +195,7 @@ def train(
             stop=stop,
             progress=progress or Silent(),
             record_event=tell,
-            teacher=load_model(resolve(teacher)) if teacher and recipe.distill_weight else None,
+            teacher=load_model(resolve(teacher)) if teacher and taught else None,
         )
         if average:
             with average.applied_to(network):
@@ -219,13 +222,16 @@ def read_result(stage_folder: Path) -> TrainResult | None:
     return TrainResult(stage_folder / "model", loop, average if average.exists() else None)
 
 
-def open_checkpoint(stage_folder: Path) -> Path | None:
-    """The checkpoint from before a stage's cool-down, on which training can go on; None where there is none."""
+def open_checkpoint(stage_folder: Path) -> Path:
+    """Where the checkpoint from before a stage's cool-down is, or was: on it training can go on.
+
+    Raises:
+        RecipeError: the stage was never begun, or has no such place (cosine).
+    """
     settings = Settings.load(stage_folder)
     if settings is None or settings.schedule.open_step is None:
-        return None
-    path = stage_folder / "checkpoints" / f"step-{settings.schedule.open_step:08d}"
-    return path if verifies(path) else None
+        raise RecipeError(f"{stage_folder} has no state from before a cool-down. Train it with train.schedule: wsd.")
+    return stage_folder / "checkpoints" / f"step-{settings.schedule.open_step:08d}"
 
 
 def _keep_only_open(stage_folder: Path, settings: Settings) -> None:
@@ -269,7 +275,7 @@ def _extend(before: Settings, asked: Settings, stage_folder: Path, tell: Callabl
     settings = before
     if steps_done > opened:
         kept = open_checkpoint(stage_folder)
-        if kept is None:
+        if not verifies(kept):
             raise RecipeError(
                 f"{stage_folder} cannot be trained on more tokens: its checkpoint of step {opened}, from before the "
                 "cool-down, is gone. Start over with --fresh (from Python: resume=False), or choose another folder."
