@@ -100,8 +100,9 @@ def test_accumulation_changes_nothing_though_the_last_micro_batch_is_ragged(accu
     whole, expected = taught(child, teacher, rows, choices(len(rows)), distill_weight=distill_weight)
     losses, got = taught(child, teacher, rows, choices(micro_batch), distill_weight=distill_weight)
     assert losses.token_nats == pytest.approx(whole.token_nats, abs=1e-6)
+    largest = max(float(grad.abs().max()) for grad in expected.values())
     for name, grad in expected.items():
-        assert float((got[name] - grad).abs().max()) <= 1e-6, name
+        assert float((got[name] - grad).abs().max()) <= 1e-6 * largest, name
 
 
 @pytest.mark.reliability("R9")
@@ -222,13 +223,13 @@ def test_frozen_parts_get_no_gradient_and_the_others_keep_theirs(patterns, disti
 def test_fifty_compiled_steps_lose_what_fifty_plain_ones_lose(distill_weight, pair):
     def losses_of_fifty_steps(chosen):
         child, teacher = pair("llama")
-        functions, taken = prepare_loss(
-            child, chosen, 260, teacher=teacher, distill_weight=distill_weight, distill_temperature=2.0
-        )
         optimiser = torch.optim.AdamW(child.parameters(), lr=1e-3)
         generator = torch.Generator().manual_seed(4)
         losses = []
-        with computing_as(taken):
+        with computing_as(chosen):
+            functions, taken = prepare_loss(
+                child, chosen, 260, teacher=teacher, distill_weight=distill_weight, distill_temperature=2.0
+            )
             for _ in range(50):
                 rows = torch.randint(0, 256, (4, 17), generator=generator) % 16
                 optimiser.zero_grad(set_to_none=True)
