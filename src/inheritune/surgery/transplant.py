@@ -60,7 +60,8 @@ def inherit(
         reference, or ``verify=False`` (its notes say which).
 
     Raises:
-        SurgeryError: the model cannot be read or cut exactly, or ``out`` is in the way; nothing is left behind.
+        SurgeryError: the model cannot be read or cut exactly, a kept weight is (or in ``dtype`` would be) NaN or
+            infinite, or ``out`` is in the way; nothing is left behind.
     """
     target, folder = Path(out), resolve(reference, revision)
     _check_target(target, folder)
