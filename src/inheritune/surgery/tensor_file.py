@@ -323,6 +323,11 @@ def _write_tensor(file: BinaryIO, piece: Piece) -> str:
         written += len(content)
     if written != piece.num_bytes:
         raise _damaged(piece.source.file, f"tensor {piece.name!r} gave {written} of {piece.num_bytes} bytes")
+    if not_finite.count and piece.dtype != piece.source.dtype:
+        before = NotFinite(piece.source.dtype)
+        for content in chunks(piece.source):
+            before.add(content)
+        before.check(piece.source)  # the source's fault, not the dtype's
     not_finite.check(piece.source, converted=piece.dtype != piece.source.dtype)
     return digest.hexdigest()
 
