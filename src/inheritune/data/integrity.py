@@ -67,6 +67,11 @@ class FileRecord:
     """See ``BlockHashes.at_blocks``; None where the shards are older than these hashes."""
     block_bytes: int = BLOCK_BYTES
 
+    @property
+    def has_every_block(self) -> bool:
+        """Whether there are as many hashes of blocks as blocks, where there are any."""
+        return self.at_blocks is None or len(self.at_blocks) == -(-self.num_bytes // self.block_bytes)
+
 
 def check_size(record: FileRecord, num_tokens: int | None = None) -> None:
     """Compare a file's size with what the manifest says; ``num_tokens`` is given for a file of tokens.
@@ -120,7 +125,7 @@ def check_index(record: FileRecord, num_tokens: int, num_bytes: int) -> None:
     ends = np.array([num_tokens, num_bytes], dtype=np.uint64)
     for begin, content in _blocks(record):
         rows = np.frombuffer(content, dtype=INDEX_DTYPE).reshape(-1, 2)
-        is_wrong = (rows > ends).any(axis=1)
+        is_wrong: npt.NDArray[np.bool_] = np.any(rows > ends, axis=1)
         if before is None:
             is_wrong[0] |= rows[0].any()
         else:

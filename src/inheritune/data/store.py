@@ -140,6 +140,9 @@ class Shards:
         for shard, tokens, index in _file_records(folder, manifest):
             check_size(tokens, shard["tokens"])
             check_size(index)
+            for record in (tokens, index):
+                if not record.has_every_block:
+                    raise _damaged(folder, f"the block hashes of {record.path.name} are not as many as its blocks")
             if verify:
                 check_index(index, shard["tokens"], shard["bytes"])
                 check_tokens(tokens, dtype, manifest["max_token_id"])
@@ -267,7 +270,8 @@ def _checked_dtype(folder: Path, manifest: dict[str, Any]) -> np.dtype[Any]:
             f"it says dtype {name}, which holds ids up to {top}, a vocabulary of {vocabulary_size} entries and "
             f"token ids up to {largest}",
         )
-    return np.dtype(name).newbyteorder("<")
+    dtype: np.dtype[Any] = np.dtype(name).newbyteorder("<")
+    return dtype
 
 
 def _file_records(folder: Path, manifest: dict[str, Any]) -> list[tuple[dict[str, Any], FileRecord, FileRecord]]:
@@ -284,9 +288,9 @@ def _file_records(folder: Path, manifest: dict[str, Any]) -> list[tuple[dict[str
     def record(name: str, num_bytes: int, sha256: str, at_blocks: list[str] | None) -> FileRecord:
         if Path(name).name != name:
             raise ValueError(f"{name!r} is no file of this folder")
-        if at_blocks is not None and len(at_blocks) != -(-num_bytes // block_bytes):
-            raise ValueError(f"{len(at_blocks)} block hashes of {name!r} are not as many as its blocks")
-        return FileRecord(folder / name, num_bytes, sha256, at_blocks and tuple(at_blocks), block_bytes)
+        return FileRecord(
+            folder / name, num_bytes, sha256, None if at_blocks is None else tuple(at_blocks), block_bytes
+        )
 
     found = []
     try:

@@ -42,7 +42,7 @@ FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 """The dtypes that can be changed into one another."""
 
 
-NOT_FINITE_BITS = {
+NOT_FINITE_BITS: Mapping[str, tuple[np.dtype[Any], int]] = {
     "F64": (np.dtype("<u8"), 0x7FF0_0000_0000_0000), "C64": (np.dtype("<u4"), 0x7F80_0000),
     "F32": (np.dtype("<u4"), 0x7F80_0000), "F16": (np.dtype("<u2"), 0x7C00), "BF16": (np.dtype("<u2"), 0x7F80),
     "F8_E5M2": (np.dtype("u1"), 0x7C), "F8_E4M3": (np.dtype("u1"), 0x7F), "F8_E8M0": (np.dtype("u1"), 0xFF),
@@ -227,18 +227,19 @@ class NotFinite:
         """Start with no value; ``dtype`` is in the words of the format."""
         self.count = 0
         self.num_values = 0
-        self._unsigned, self._mask = NOT_FINITE_BITS.get(dtype, (None, 0))
+        self._bits = NOT_FINITE_BITS.get(dtype)
         self._rest = b""
 
     def add(self, content: bytes) -> None:
         """The next bytes, however they are cut."""
-        if self._unsigned is None:
+        if self._bits is None:
             return
+        unsigned, mask = self._bits
         content = self._rest + content if self._rest else content
-        num_values = len(content) // self._unsigned.itemsize
-        self._rest = content[num_values * self._unsigned.itemsize :]
-        bits = np.frombuffer(content, dtype=self._unsigned, count=num_values)
-        self.count += int(np.count_nonzero(bits & self._mask == self._mask))
+        num_values = len(content) // unsigned.itemsize
+        self._rest = content[num_values * unsigned.itemsize :]
+        bits = np.frombuffer(content, dtype=unsigned, count=num_values)
+        self.count += int(np.count_nonzero(bits & mask == mask))
         self.num_values += num_values
 
     def check(self, entry: TensorEntry, *, converted: bool = False) -> None:
