@@ -1,5 +1,6 @@
 import io
 import json
+import pickle
 import sys
 
 import pyarrow
@@ -178,3 +179,59 @@ def test_an_uncompressed_stream_without_a_size_in_its_header_is_read(tmp_path):
         writer.write(b'{"text": "two"}\n')
     (tmp_path / "a.jsonl.zst").write_bytes(packed.getvalue())
     assert texts_of(str(tmp_path)) == ["one", "two"]
+
+
+class Planter:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return open, (str(self.marker), "w")
+
+
+@pytest.mark.reliability("R17")
+def test_no_pickle_is_opened_as_a_source_whatever_its_name(tmp_path):
+    marker, source = tmp_path / "marker", tmp_path / "source"
+    source.mkdir()
+    content = pickle.dumps(Planter(marker))
+    pickle.loads(content).close()
+    assert marker.exists()  # the pickle is a harmful one
+    marker.unlink()
+    for name in ("data.pkl", "data.pickle", "cache.bin", "data.pt"):
+        (source / name).write_bytes(content)
+        with pytest.raises(DataError, match="this file type is not read"):
+            texts_of(str(source / name))
+    (source / "state.json").write_text("{}")
+    with pytest.raises(DataError, match="has no readable file"):
+        texts_of(str(source))
+    for name in ("a.txt", "a.jsonl", "a.jsonl.zst", "a.parquet"):
+        (source / name).write_bytes(content)
+        with pytest.raises(DataError, match=name):
+            texts_of(str(source / name))
+    assert not marker.exists()
+
+
+@pytest.mark.reliability("R17")
+def test_a_pickle_inside_a_parquet_schema_is_not_opened(tmp_path):
+    marker = tmp_path / "marker"
+    extension = {
+        "ARROW:extension:name": "arrow.py_extension_type",
+        "ARROW:extension:metadata": pickle.dumps(Planter(marker)),
+    }
+    schema = pyarrow.schema([pyarrow.field("text", pyarrow.string(), metadata=extension)])
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["one"]}, schema=schema), tmp_path / "a.parquet")
+    assert texts_of(str(tmp_path / "a.parquet")) == ["one"]
+    assert not marker.exists()
+
+
+@pytest.mark.reliability("R17")
+def test_a_dataset_of_pickles_and_scripts_is_not_opened(tmp_path):
+    marker, source = tmp_path / "marker", tmp_path / "source"
+    source.mkdir()
+    (source / "data.pkl").write_bytes(pickle.dumps(Planter(marker)))
+    (source / "source.py").write_text(f"open({str(marker)!r}, 'w')\n")
+    with pytest.raises(DataError, match="cannot be read"):
+        texts_of(f"hub:{source}")
+    assert not marker.exists()

@@ -6,7 +6,13 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from inheritune.data.tokenizer import copy_tokenizer, open_tokenizer, train_tokenizer
+from inheritune.data.tokenizer import (
+    check_embedding,
+    copy_tokenizer,
+    open_tokenizer,
+    tokenizer_hashes,
+    train_tokenizer,
+)
 from inheritune.errors import DataError
 
 
@@ -97,6 +103,40 @@ def test_special_tokens_are_not_added_to_a_text(tmp_path, tokenizer):
 def test_a_copied_tokenizer_is_the_same_byte_for_byte(tmp_path, tokenizer):
     copy_tokenizer(tokenizer, tmp_path / "copy")
     assert open_tokenizer(tmp_path / "copy").sha256 == open_tokenizer(tokenizer).sha256
+
+
+def test_every_ordinary_entry_needs_a_row_of_the_embedding_and_more_rows_are_fine(tokenizer):
+    opened = open_tokenizer(tokenizer)
+    assert opened.largest_usable_id == opened.vocab_size - 1
+    for num_rows in (opened.vocab_size, opened.vocab_size + 100):
+        check_embedding(opened, num_rows)
+    largest = opened.vocab_size - 1
+    with pytest.raises(DataError, match=rf"{tokenizer} has token id {largest} \(.*\), and .* has {largest} rows"):
+        check_embedding(opened, largest)
+
+
+def test_special_tokens_that_no_text_is_given_need_no_row(tmp_path, tokenizer):
+    folder, _ = save(tmp_path, tokenizer, eos_token="<|endoftext|>", pad_token="[PAD]")
+    opened = open_tokenizer(folder)
+    assert opened.vocab_size == open_tokenizer(tokenizer).vocab_size + 1
+    check_embedding(opened, opened.vocab_size - 1)
+
+
+def test_an_end_of_text_token_needs_a_row(tmp_path, tokenizer):
+    folder, _ = save(tmp_path, tokenizer, eos_token="</s>")
+    opened = open_tokenizer(folder)
+    assert opened.end_of_text_id == opened.vocab_size - 1
+    with pytest.raises(DataError, match=r"'</s>'"):
+        check_embedding(opened, opened.vocab_size - 1)
+
+
+def test_the_hashes_are_those_of_the_tokenizers_files_only(tmp_path, tokenizer):
+    copy_tokenizer(tokenizer, tmp_path)
+    (tmp_path / "README.md").write_text("a card")
+    (tmp_path / "base.tiktoken").write_text("")
+    expected = {"tokenizer.json", "tokenizer_config.json", "base.tiktoken"}
+    assert set(tokenizer_hashes(tmp_path)) == expected
+    assert tokenizer_hashes(tmp_path / "absent") == {}
 
 
 def test_a_folder_without_a_tokenizer_or_with_a_damaged_one_is_refused(tmp_path):

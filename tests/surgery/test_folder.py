@@ -1,13 +1,18 @@
 import json
+import pickle
+import struct
 
 import huggingface_hub
+import numpy as np
 import pytest
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 
-from inheritune.errors import SurgeryError
-from inheritune.surgery.folder import check_files, load_model, resolve
+from inheritune.data.tokenizer import open_tokenizer
+from inheritune.errors import DataError, SurgeryError
+from inheritune.surgery.folder import check_files, limits, load_model, resolve
+from inheritune.surgery.transplant import inherit
 
 INDEX = "model.safetensors.index.json"
 
@@ -78,7 +83,16 @@ def test_folder_without_config_is_refused(save_reference, tmp_path):
 
 @pytest.mark.parametrize(
     "content",
-    ["{", "[1]", "null", '{"model_type": ["llama"]}', '{"model_type": "never_seen"}', '{"model_type": "bert_no"}'],
+    [
+        "{",
+        "[1]",
+        "null",
+        pytest.param("[" * 100_000, id="nested"),
+        '{"a": {"__float__": []}}',
+        '{"model_type": ["llama"]}',
+        '{"model_type": "never_seen"}',
+        '{"model_type": "bert_no"}',
+    ],
 )
 def test_config_that_names_no_causal_model_is_refused(content, save_reference, tmp_path):
     folder = save_reference("llama", tmp_path / "reference")
@@ -137,7 +151,10 @@ def test_index_that_leaves_the_folder_is_refused(shard, save_reference, tmp_path
         check_files(folder)
 
 
-@pytest.mark.parametrize("content", ["{", "{}", '{"weight_map": 3}', "[]", '{"weight_map": {"a": []}}'])
+@pytest.mark.parametrize(
+    "content",
+    ["{", "{}", '{"weight_map": 3}', "[]", pytest.param("[" * 100_000, id="nested"), '{"weight_map": {"a": []}}'],
+)
 def test_index_that_is_none_is_refused(content, save_reference, tmp_path):
     folder = save_reference("llama", tmp_path / "reference", max_shard_size="20KB")
     (folder / INDEX).write_text(content)
@@ -176,3 +193,133 @@ def test_model_with_a_wrong_tensor_is_not_loaded(fault, save_reference, tmp_path
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(SurgeryError, match=str(tmp_path)):
         load_model(folder)
+
+
+WEIGHTS = "model.safetensors"
+
+
+@pytest.mark.reliability("R16")
+def test_weights_cut_anywhere_are_refused_by_name_and_nothing_is_loaded_or_written(save_reference, tmp_path):
+    folder = save_reference("llama", tmp_path / "reference")
+    content = (folder / WEIGHTS).read_bytes()
+    header_end = 8 + struct.unpack("<Q", content[:8])[0]
+    lengths = {0, 1, 7, 8, 9, header_end - 1, header_end, header_end + 1, len(content) - 1}
+    for length in sorted(lengths | set(np.linspace(0, len(content) - 1, 24, dtype=int).tolist())):
+        (folder / WEIGHTS).write_bytes(content[:length])
+        with pytest.raises(SurgeryError, match=rf"{folder / WEIGHTS} is truncated or damaged"):
+            load_model(folder)
+        with pytest.raises(SurgeryError, match=rf"{folder / WEIGHTS} is truncated or damaged"):
+            inherit(folder, tmp_path / "child", layers=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["reference"]
+
+
+@pytest.mark.reliability("R16")
+@pytest.mark.parametrize("fault", ["length", "overlap", "outside", "trailing", "not json", "swapped"])
+def test_damaged_shard_is_refused_by_name(fault, save_reference, tmp_path):
+    folder = save_reference("llama", tmp_path / "reference", max_shard_size="20KB")
+    shard = sorted(folder.glob("model-*.safetensors"))[1]
+    content = shard.read_bytes()
+    length = struct.unpack("<Q", content[:8])[0]
+    header, data = json.loads(content[8 : 8 + length]), content[8 + length :]
+    second = sorted(set(header) - {"__metadata__"}, key=lambda name: header[name]["data_offsets"])[1]
+    if fault == "overlap":
+        begin, end = header[second]["data_offsets"]
+        header[second]["data_offsets"] = [begin - 4, end - 4]
+    if fault == "outside":
+        header[second]["data_offsets"] = [len(data), len(data) + header[second]["data_offsets"][1]]
+    encoded = b"{]" if fault == "not json" else json.dumps(header).encode()
+    stated = 2**63 if fault == "length" else len(encoded)
+    trailing = b"more" if fault == "trailing" else b""
+    shard.write_bytes(struct.pack("<Q", stated) + encoded + data + trailing)
+    if fault == "swapped":
+        other = sorted(folder.glob("model-*.safetensors"))[0]
+        shard.write_bytes(other.read_bytes())
+    with pytest.raises(SurgeryError, match=shard.name):
+        load_model(folder)
+
+
+class Planter:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return open, (str(self.marker), "w")
+
+
+PICKLES = (
+    "pytorch_model.bin",
+    "model.pt",
+    "training_args.bin",
+    "optimizer.pt",
+    "scheduler.pt",
+    "rng_state.pth",
+    "a.pkl",
+)
+
+
+@pytest.mark.reliability("R17")
+def test_pickles_beside_the_weights_are_neither_opened_nor_handed_on(save_reference, tmp_path):
+    folder, marker = save_reference("llama", tmp_path / "reference"), tmp_path / "marker"
+    names = {*PICKLES, ".metadata", "tokenizer.pkl", "vocab.pkl"}
+    for name in names:
+        (folder / name).write_bytes(pickle.dumps(Planter(marker)))
+    load_model(folder)
+    open_tokenizer(folder)
+    inherit(folder, tmp_path / "child", layers=2)
+    assert not marker.exists()
+    assert {path.name for path in (tmp_path / "child").iterdir()}.isdisjoint(names)
+    pickle.loads((folder / "optimizer.pt").read_bytes()).close()
+    assert marker.exists()  # the pickles are harmful ones
+
+
+@pytest.mark.reliability("R17")
+@pytest.mark.parametrize("name", [*PICKLES, "model.ckpt", WEIGHTS, "pytorch_model-00001-of-00001.bin"])
+def test_weights_that_are_only_a_pickle_are_refused_unopened(name, save_reference, tmp_path):
+    folder, marker = save_reference("llama", tmp_path / "reference"), tmp_path / "marker"
+    (folder / WEIGHTS).unlink()
+    (folder / name).write_bytes(pickle.dumps(Planter(marker)))
+    if name.startswith("pytorch_model-"):
+        index = {"metadata": {}, "weight_map": {"model.norm.weight": name}}
+        (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    for act in (load_model, lambda reference: inherit(reference, tmp_path / "child", layers=2)):
+        with pytest.raises(SurgeryError, match=rf"only as pickle \({name}\)|{WEIGHTS} is truncated or damaged"):
+            act(folder)
+    assert not marker.exists()
+    assert not (tmp_path / "child").exists()
+
+
+@pytest.mark.reliability("R17")
+@pytest.mark.parametrize("model_type", ["their_own", "llama"])
+def test_code_of_a_model_or_tokenizer_is_never_imported(model_type, save_reference, tmp_path):
+    folder, marker = save_reference("llama", tmp_path / "reference"), tmp_path / "marker"
+    for name in ("modeling_own.py", "configuration_own.py", "tokenization_own.py"):
+        (folder / name).write_text(f"open({str(marker)!r}, 'w')\nclass Own: pass\n")
+    config = json.loads((folder / "config.json").read_text())
+    config["model_type"] = model_type
+    config["auto_map"] = {"AutoConfig": "configuration_own.Own", "AutoModelForCausalLM": "modeling_own.Own"}
+    (folder / "config.json").write_text(json.dumps(config))
+    tokenizer = json.loads((folder / "tokenizer_config.json").read_text())
+    tokenizer |= {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["tokenization_own.Own", None]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(DataError, match="cannot be used as a fast tokenizer"):
+        open_tokenizer(folder)
+    if model_type == "llama":  # transformers' own class is used
+        load_model(folder)
+        inherit(folder, tmp_path / "child", layers=2)
+        assert not list((tmp_path / "child").glob("*.py"))
+    else:
+        for act in (load_model, lambda reference: inherit(reference, tmp_path / "child", layers=2)):
+            with pytest.raises(SurgeryError, match=r"needs remote code.*never run"):
+                act(folder)
+    assert not marker.exists()
+
+
+def test_only_scalar_buffers_are_limits():
+    module = torch.nn.Module()
+    module.weight = torch.nn.Parameter(torch.tensor(1.0))
+    module.inner = torch.nn.Module()
+    module.inner.register_buffer("input_min", torch.tensor(-float("inf")))
+    module.inner.register_buffer("mask", torch.zeros(3))
+    assert limits(module) == {"input_min"}

@@ -1,6 +1,8 @@
 import json
+import random
 import struct
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -8,8 +10,17 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from inheritune.errors import SurgeryError
+from inheritune.runs import file_sha256
 from inheritune.surgery import tensor_file
-from inheritune.surgery.tensor_file import Piece, read_header, sha256, split_shards, write_file
+from inheritune.surgery.tensor_file import (
+    NotFinite,
+    Piece,
+    read_header,
+    sha256,
+    sha256_of_file,
+    split_shards,
+    write_file,
+)
 
 
 def file_of(path, header, data=b""):
@@ -61,10 +72,18 @@ def test_leading_rows_and_columns_are_those_of_the_matrix(leading, dtype, tmp_pa
     assert torch.equal(load_file(tmp_path / "b.safetensors")["a"], expected)
 
 
+@pytest.mark.reliability("R16")
 @pytest.mark.parametrize(
     ("header", "data"),
     [
         (b"not json", b""),
+        (b"", b""),
+        (b"\x80\x04\x95", b""),
+        (b"\xff\xfe{\x00}\x00", b""),
+        (b"\xef\xbb\xbf{}", b""),
+        pytest.param(b"[" * 100_000, b"", id="nested"),
+        (b'{"a": NaN}', b""),
+        pytest.param(b'{"a": ' + b"9" * 5000 + b"}", b"", id="digits"),
         ([], b""),
         ({"a": 3}, b""),
         ({"a": entry(0, 2)}, b"1"),
@@ -78,6 +97,20 @@ def test_leading_rows_and_columns_are_those_of_the_matrix(leading, dtype, tmp_pa
         ({"a": entry(0, 2, shape=(2.0,))}, b"12"),
         ({"a": entry(0, 2, dtype="PICKLE")}, b"12"),
         ({"a": {**entry(0, 2), "data_offsets": [0]}}, b"12"),
+        ({"a": {**entry(0, 2), "data_offsets": "02"}}, b"12"),
+        ({"a": {**entry(0, 2), "shape": "2"}}, b"12"),
+        ({"a": entry(0, 2), "b": entry(0, 2)}, b"12"),
+        ({"a": entry(10**6, 10**6 + 2)}, b"12"),
+        ({"a": entry(0, 2**63, shape=(2**63,))}, b"12"),
+        ({"a": entry(0, 2**62, shape=(2**62,))}, b"12"),
+        ({"a": entry(-2, 0)}, b"12"),
+        ({"a": entry(True, 2, shape=(1,))}, b"12"),
+        ({"a": entry(0, 2, shape=[1] * 100 + [2])}, b"12"),
+        ({"a": entry(0, 2, shape=[2**62] * 10_000)}, b"12"),
+        ({"a": entry(0, 2, dtype=["U8"])}, b"12"),
+        ({"\ud800": entry(0, 2)}, b"12"),
+        ({"__metadata__": {"a": 3}, "a": entry(0, 2)}, b"12"),
+        ({"__metadata__": "pt", "a": entry(0, 2)}, b"12"),
         (b'{"a": %b, "a": %b}' % ((json.dumps(entry(0, 2)).encode(),) * 2), b"12"),
     ],
 )
@@ -86,6 +119,116 @@ def test_header_that_does_not_describe_its_file_is_refused(header, data, tmp_pat
         read_header(file_of(tmp_path / "x.safetensors", header, data))
 
 
+@pytest.mark.reliability("R16")
+@pytest.mark.parametrize("length", [0, 1, 38, 100_000_001, 2**31, 2**63, 2**64 - 1])
+def test_header_length_that_is_none_is_refused(length, tmp_path):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(struct.pack("<Q", length) + b'{"__metadata__": {"format": "pt"}}   ')
+    with pytest.raises(SurgeryError, match=rf"x\.safetensors is truncated or damaged: .*reads {length}"):
+        read_header(path)
+
+
+@pytest.mark.reliability("R16")
+def test_what_is_said_of_a_damaged_header_is_short(tmp_path):
+    path = file_of(tmp_path / "x.safetensors", {"a": entry(0, 2, shape=[2.5] * 60), "b" * 10_000: 3}, b"12")
+    with pytest.raises(SurgeryError) as refused:
+        read_header(path)
+    assert len(str(refused.value)) < 600 + len(str(path))
+
+
+def test_file_that_cannot_be_read_is_refused_by_name(tmp_path):
+    for path in (tmp_path, tmp_path / "absent.safetensors"):
+        with pytest.raises(SurgeryError, match=f"{path} cannot be read"):
+            read_header(path)
+
+
+@pytest.mark.reliability("R16")
+@pytest.mark.parametrize("dtype", ["F32", "F64"])
+@pytest.mark.parametrize("leading", [None, (4, 2), (3, 5)])
+def test_file_that_shrinks_while_it_is_copied_is_refused_by_name(dtype, leading, tmp_path):
+    path = tmp_path / "a.safetensors"
+    save_file({"a": torch.randn(4, 5)}, path)
+    value = read_header(path)["a"]
+    path.write_bytes(path.read_bytes()[: value.begin + 17])
+    with pytest.raises(SurgeryError, match=r"a\.safetensors is truncated or damaged: it ended"):
+        write_file(tmp_path / "b.safetensors", [Piece("a", value, dtype, leading)])
+
+
+SMALL_FLOATS = {
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E8M0": torch.float8_e8m0fnu,
+}
+
+
+@pytest.mark.parametrize("dtype", sorted(SMALL_FLOATS))
+def test_every_bit_pattern_of_a_small_float_is_judged_as_torch_does(dtype):
+    width = SMALL_FLOATS[dtype].itemsize
+    patterns = np.arange(2 ** (8 * width), dtype=f"<u{width}")
+    values = torch.frombuffer(bytearray(patterns.tobytes()), dtype=SMALL_FLOATS[dtype]).to(torch.float32)
+    for pattern, is_finite in zip(patterns[:: width**6], values.isfinite()[:: width**6], strict=True):
+        counter = NotFinite(dtype)
+        counter.add(pattern.tobytes())
+        assert (counter.count, counter.num_values) == (0 if is_finite else 1, 1)
+    counter = NotFinite(dtype)
+    counter.add(patterns.tobytes())
+    assert (counter.count, counter.num_values) == (int((~values.isfinite()).sum()), len(patterns))
+
+
+@given(data=st.data())
+@pytest.mark.parametrize(("dtype", "word"), [(torch.float32, "F32"), (torch.float64, "F64"), (torch.complex64, "C64")])
+def test_values_that_are_not_finite_are_counted_however_the_bytes_are_cut(dtype, word, data):
+    largest = torch.finfo(dtype).max
+    pool = [0.0, -0.0, 1.5, largest, -largest, 5e-324, float("nan"), -float("nan"), float("inf"), -float("inf")]
+    values = torch.tensor(data.draw(st.lists(st.sampled_from(pool), max_size=30)), dtype=dtype)
+    content = values.numpy().tobytes()
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(content)), max_size=6)))
+    counter = NotFinite(word)
+    for begin, end in zip([0, *cuts], [*cuts, len(content)], strict=True):
+        counter.add(content[begin:end])
+    assert counter.count == int((~values.isfinite()).sum())
+
+
+@pytest.mark.parametrize("dtype", ["I64", "U8", "BOOL", "F4", "F6_E2M3"])
+def test_a_dtype_without_nan_has_none(dtype):
+    counter = NotFinite(dtype)
+    counter.add(b"\xff" * 64)
+    assert counter.count == 0
+
+
+def test_hash_of_a_file_is_that_of_its_bytes_and_names_the_tensor_that_is_not_finite(tmp_path, monkeypatch):
+    monkeypatch.setattr(tensor_file, "CHUNK_BYTES", 7)
+    path = tmp_path / "a.safetensors"
+    tensors = {"a": torch.randn(9), "b": torch.randn(3).to(torch.bfloat16), "limit": torch.tensor(float("inf"))}
+    save_file({**tensors, "empty": torch.zeros(0), "n": torch.arange(3)}, path)
+    assert sha256_of_file(path, lambda name: name != "limit") == file_sha256(path)
+    tensors["b"][random.Random(0).randrange(3)] = float("nan")
+    save_file(tensors, path)
+    with pytest.raises(SurgeryError, match=r"a\.safetensors: 1 of 3 values of tensor 'b' \(BF16\) are NaN or infinite"):
+        sha256_of_file(path, lambda name: name != "limit")
+    save_file({}, path)
+    assert sha256_of_file(path, lambda name: True) == file_sha256(path)
+
+
+def test_a_piece_that_must_be_finite_is_not_written_otherwise(tmp_path):
+    save_file({"a": torch.tensor([1.0, 1e6, float("inf"), float("nan")])}, tmp_path / "a.safetensors")
+    value = read_header(tmp_path / "a.safetensors")["a"]
+    write_file(tmp_path / "b.safetensors", [Piece("a", value, "F32")])
+    with pytest.raises(
+        SurgeryError, match=r"a\.safetensors: 2 of 4 values of tensor 'a' \(F32\) are NaN or infinite\. "
+    ):
+        write_file(tmp_path / "c.safetensors", [Piece("a", value, "F32", must_be_finite=True)])
+    with pytest.raises(SurgeryError, match=r"2 of 4 values of tensor 'a' \(F32\) are NaN or infinite\. "):
+        write_file(tmp_path / "e.safetensors", [Piece("a", value, "F16", must_be_finite=True)])
+    save_file({"a": torch.tensor([1.0, 1e6])}, tmp_path / "a.safetensors")
+    value = read_header(tmp_path / "a.safetensors")["a"]
+    with pytest.raises(SurgeryError, match=r"1 of 2 values of tensor 'a' \(F32\) .* once converted; leave dtype out"):
+        write_file(tmp_path / "d.safetensors", [Piece("a", value, "F16", must_be_finite=True)])
+
+
+@pytest.mark.reliability("R16")
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200, deadline=None)
 @given(data=st.data())
 def test_damaged_file_gives_entries_inside_it_or_one_error(data, tmp_path):

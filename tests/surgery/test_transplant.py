@@ -407,3 +407,43 @@ def test_model_of_parallel_lists_is_refused_by_name(save_reference, tmp_path):
     reference = save_reference("xlm", tmp_path / "reference", **sizes)
     with pytest.raises(SurgeryError, match=r"'xlm' keeps parallel lists"):
         inherit(reference, tmp_path / "child", layers=2)
+
+
+def spoil(folder, name, values, dtype=torch.float32):
+    """Put values into the first places of a saved tensor; all tensors are saved in ``dtype``."""
+    tensors = {key: tensor.to(dtype) for key, tensor in load_file(folder / "model.safetensors").items()}
+    tensors[name].view(-1)[: len(values)] = torch.tensor(values, dtype=dtype)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return tensors[name].numel()
+
+
+@pytest.mark.parametrize("verify", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_reference_with_weights_that_are_not_finite_is_refused_by_tensor(dtype, verify, save_reference, tmp_path):
+    folder = save_reference("llama", tmp_path / "reference")
+    name = "model.layers.1.mlp.up_proj.weight"
+    count = spoil(folder, name, [float("nan"), float("inf"), 1.0, -float("inf")], dtype)
+    with pytest.raises(SurgeryError, match=rf"3 of {count} values of tensor '{name}' .* are NaN or infinite"):
+        inherit(folder, tmp_path / "child", layers=2, verify=verify)
+    assert [path.name for path in tmp_path.iterdir()] == ["reference"]
+
+
+def test_tensor_that_is_not_kept_may_hold_what_it_likes(save_reference, tmp_path):
+    folder = save_reference("llama", tmp_path / "reference")
+    spoil(folder, "model.layers.3.mlp.up_proj.weight", [float("nan")])
+    assert inherit(folder, tmp_path / "child", layers=2).max_abs_difference == 0.0
+
+
+def test_tensor_of_another_place_is_refused_by_the_references_name(save_reference, tmp_path):
+    folder = save_reference("llama", tmp_path / "reference")
+    spoil(folder, "model.layers.3.mlp.up_proj.weight", [float("nan")])
+    with pytest.raises(SurgeryError, match=r"tensor 'model\.layers\.3\.mlp\.up_proj\.weight'"):
+        inherit(folder, tmp_path / "child", layers=[0, 3])
+
+
+def test_weight_that_the_dtype_cannot_hold_is_refused_by_tensor(save_reference, tmp_path):
+    folder = save_reference("llama", tmp_path / "reference")
+    spoil(folder, "model.norm.weight", [1e6])
+    with pytest.raises(SurgeryError, match=r"1 of 32 values of tensor 'model\.norm\.weight' .* once converted"):
+        inherit(folder, tmp_path / "child", layers=2, dtype="float16")
+    assert inherit(folder, tmp_path / "child", layers=2, dtype="bfloat16").kind == "bytes"

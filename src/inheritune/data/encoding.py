@@ -1,6 +1,5 @@
 """Tokens of the chosen documents: encoded in reading order, then written in their stored order."""
 
-import hashlib
 from array import array
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -10,8 +9,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from inheritune.data.integrity import INDEX_DTYPE, BlockHashes
 from inheritune.data.sources import Source
-from inheritune.data.store import INDEX_DTYPE
 from inheritune.data.survey import Survey, read_again
 from inheritune.data.tokenizer import TextTokenizer
 
@@ -151,7 +150,7 @@ def write_split(
     while position < len(order):
         name = f"{split}-{len(shards):05d}"
         token_starts, byte_starts = array("Q", [0]), array("Q", [0])
-        digest = hashlib.sha256()
+        hashes, index_hashes = BlockHashes(), BlockHashes()
         with (folder / f"{name}.bin").open("wb") as file:
             while position < len(order):
                 length = int(lengths[position])
@@ -161,13 +160,14 @@ def write_split(
                 part = tokens[begin : begin + length]
                 content = part.tobytes()
                 file.write(content)
-                digest.update(content)
+                hashes.add(content)
                 largest = max(largest, int(part.max()))
                 token_starts.append(token_starts[-1] + length)
                 byte_starts.append(byte_starts[-1] + int(byte_lengths[position]))
                 position += 1
         index = np.stack([np.array(token_starts), np.array(byte_starts)], axis=1).astype(INDEX_DTYPE).tobytes()
         (folder / f"{name}.idx").write_bytes(index)
+        index_hashes.add(index)
         shards.append(
             {
                 "file": f"{name}.bin",
@@ -175,8 +175,10 @@ def write_split(
                 "tokens": token_starts[-1],
                 "documents": len(token_starts) - 1,
                 "bytes": byte_starts[-1],
-                "sha256": digest.hexdigest(),
-                "index_sha256": hashlib.sha256(index).hexdigest(),
+                "sha256": hashes.sha256,
+                "index_sha256": index_hashes.sha256,
+                "sha256_at_blocks": hashes.at_blocks,
+                "index_sha256_at_blocks": index_hashes.at_blocks,
             }
         )
     domain_ids = survey.domain_ids[order]

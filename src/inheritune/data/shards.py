@@ -15,6 +15,7 @@ import zstandard
 
 from inheritune import runs
 from inheritune.data.encoding import Encoded, encode_documents, tokens_per_byte, write_split
+from inheritune.data.integrity import BLOCK_BYTES
 from inheritune.data.sources import Source, listed
 from inheritune.data.split import FEW_DOCUMENTS, TOO_FEW_DOCUMENTS
 from inheritune.data.store import (
@@ -29,7 +30,7 @@ from inheritune.data.store import (
     token_dtype,
 )
 from inheritune.data.survey import Survey, look_over, training_texts
-from inheritune.data.tokenizer import TextTokenizer, copy_tokenizer, open_tokenizer
+from inheritune.data.tokenizer import TextTokenizer, copy_tokenizer, open_tokenizer, tokenizer_hashes
 from inheritune.errors import DataError
 
 __all__ = ["MANIFEST", "Shards", "TokenDocuments", "check_vocabulary", "prepare", "training_texts"]
@@ -96,7 +97,7 @@ def prepare(
     if (folder / MANIFEST).exists():
         there = Shards.open(folder)
         if not (may_grow and _asks_for_more(there.manifest["settings"], settings)):
-            return _same_settings(there, settings)
+            return _same_settings(there, settings, given.folder)
         former = there
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(f"{folder} exists and holds no shards. Choose another folder, or empty this one.")
@@ -146,7 +147,11 @@ def prepare(
             new / MANIFEST,
             {
                 "format": FORMAT,
-                "tokenizer": {"sha256": given.sha256, "folder": TOKENIZER_FOLDER},
+                "tokenizer": {
+                    "sha256": given.sha256,
+                    "folder": TOKENIZER_FOLDER,
+                    "files": tokenizer_hashes(new / TOKENIZER_FOLDER),
+                },
                 "vocabulary_size": given.vocab_size,
                 "end_of_text_id": given.end_of_text_id,
                 "dtype": dtype.name,
@@ -159,6 +164,7 @@ def prepare(
                 "duplicates_dropped": survey.num_duplicates,
                 "empty_dropped": survey.num_empty,
                 "validation_left_out": len(survey.validation) - len(held_out),
+                "block_bytes": BLOCK_BYTES,
                 "splits": splits,
                 "validation_text": {"file": VALIDATION_TEXT, "sha256": text_sha256},
                 "warnings": _warnings(splits["decide"]["documents"]),
@@ -211,9 +217,15 @@ def _check_grown(former: Shards, grown: Shards) -> None:
         )
 
 
-def _same_settings(shards: Shards, settings: dict[str, Any]) -> Shards:
-    """The shards that are there, if the same settings made them."""
+def _same_settings(shards: Shards, settings: dict[str, Any], tokenizer: Path) -> Shards:
+    """The shards that are there, if the same tokenizer and settings made them."""
     folder, before = shards.folder, shards.manifest["settings"]
+    if before.get("tokenizer_sha256") != settings["tokenizer_sha256"]:
+        raise DataError(
+            f"{folder} was made with another tokenizer than the one that {tokenizer} holds now (SHA-256 of "
+            f"tokenizer.json {before.get('tokenizer_sha256')} -> {settings['tokenizer_sha256']}). Put the former one "
+            "back, choose another folder, or delete this one."
+        )
     differences = [
         f"{name}: {before.get(name)!r} -> {settings.get(name)!r}"
         for name in sorted(set(before) | set(settings))

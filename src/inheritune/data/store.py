@@ -16,6 +16,18 @@ import numpy.typing as npt
 
 from inheritune import runs
 from inheritune.data.files import read_texts
+from inheritune.data.integrity import (
+    BLOCK_BYTES,
+    INDEX_DTYPE,
+    ROW_BYTES,
+    TOKEN_BYTES,
+    FileRecord,
+    check_bytes,
+    check_index,
+    check_size,
+    check_tokens,
+)
+from inheritune.data.tokenizer import tokenizer_hashes
 from inheritune.errors import DataError
 
 FORMAT = 1
@@ -23,7 +35,6 @@ MANIFEST = "manifest.json"
 VALIDATION_TEXT = "validation.jsonl.zst"
 TOKENIZER_FOLDER = "tokenizer"
 SPLITS = ("train", "watch", "decide")
-INDEX_DTYPE = np.dtype("<u8")
 
 
 def token_dtype(vocabulary_size: int) -> np.dtype[Any]:
@@ -136,20 +147,27 @@ class Shards:
 
         Args:
             folder: of the shards.
-            verify: read every file and compare its SHA-256; False compares sizes only.
+            verify: read every file once and compare it with the hashes of the manifest; False compares sizes only.
 
         Raises:
-            DataError: no shards there, another format, or a file that is missing, cut or changed; names the file.
+            DataError: no shards there, another format, a dtype that does not hold the vocabulary, or a file that is
+                missing, cut or changed (the tokenizer's too); names the file, and of a shard the byte offset.
         """
         folder = Path(folder)
-        shards = cls(folder, _read_manifest(folder))
-        for split in SPLITS:
-            for shard in shards.manifest["splits"][split]["shards"]:
-                itemsize = np.dtype(shards.manifest["dtype"]).itemsize
-                _check(folder / shard["file"], shard["tokens"] * itemsize, shard["sha256"] if verify else None)
-                index_bytes = (shard["documents"] + 1) * 2 * INDEX_DTYPE.itemsize
-                _check(folder / shard["index"], index_bytes, shard["index_sha256"] if verify else None)
-        return shards
+        manifest = _read_manifest(folder)
+        dtype = _checked_dtype(folder, manifest)
+        for shard, tokens, index in _file_records(folder, manifest):
+            check_size(tokens, shard["tokens"])
+            check_size(index)
+            for record in (tokens, index):
+                if not record.has_every_block:
+                    raise _damaged(folder, f"the block hashes of {record.path.name} are not as many as its blocks")
+            if verify:
+                check_index(index, shard["tokens"], shard["bytes"])
+                check_tokens(tokens, dtype, manifest["max_token_id"])
+        if verify:
+            _check_tokenizer(folder, manifest["tokenizer"])
+        return cls(folder, manifest)
 
     def sequence(self, split: str) -> TokenDocuments:
         """The documents of "train", "watch" or "decide".
@@ -160,7 +178,7 @@ class Shards:
         if split not in SPLITS:
             raise DataError(f"shards have no split {split!r}. Choose one of {', '.join(SPLITS)}.")
         shards = self.manifest["splits"][split]["shards"]
-        dtype = np.dtype(self.manifest["dtype"]).newbyteorder("<")
+        dtype = _checked_dtype(self.folder, self.manifest)
         return TokenDocuments(
             tokens=tuple(
                 np.memmap(self.folder / each["file"], dtype=dtype, mode="r").view(np.ndarray) for each in shards
@@ -180,7 +198,7 @@ class Shards:
         if half not in ("watch", "decide"):
             raise DataError(f"the validation set has no half {half!r}. Choose watch or decide.")
         path = self.folder / VALIDATION_TEXT
-        _check(path, None, self.manifest["validation_text"]["sha256"])
+        check_bytes(path, self.manifest["validation_text"]["sha256"])
         splits = read_texts(path, "split")
         return [text for split, text in zip(splits, read_texts(path, "text"), strict=True) if split == half]
 
@@ -242,23 +260,99 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
             f"{path} has format {found!r}, and this version reads format {FORMAT}. "
             "Prepare the data again into a new folder."
         )
-    lacking = sorted({"dtype", "splits", "settings", "max_token_id", "validation_text"} - set(manifest))
-    if lacking or sorted(manifest["splits"]) != sorted(SPLITS):
+    lacking = sorted(
+        {"dtype", "splits", "settings", "max_token_id", "vocabulary_size", "tokenizer", "validation_text"}
+        - set(manifest)
+    )
+    if lacking or not isinstance(manifest["splits"], dict) or sorted(manifest["splits"]) != sorted(SPLITS):
         raise DataError(
             f"{path} is not whole (it lacks {lacking or 'splits'}). Prepare the data again into a new folder."
         )
     return dict(manifest)
 
 
-def _check(path: Path, num_bytes: int | None, sha256: str | None) -> None:
-    """Compare a file with what the manifest says of it; None is not compared."""
-    advice = "Restore the file, or prepare the data again into a new folder."
-    if not path.is_file():
-        raise DataError(f"{path} is missing, and the manifest names it. {advice}")
-    size = path.stat().st_size
-    if num_bytes is not None and size != num_bytes:
-        raise DataError(f"{path} has {size} bytes, and the manifest says {num_bytes}: it was cut or changed. {advice}")
-    if sha256 is not None:
-        found = runs.file_sha256(path)
-        if found != sha256:
-            raise DataError(f"{path} has SHA-256 {found}, and the manifest says {sha256}: it was changed. {advice}")
+def _checked_dtype(folder: Path, manifest: dict[str, Any]) -> np.dtype[Any]:
+    """The little-endian dtype of the tokens.
+
+    Raises:
+        DataError: it is none that tokens have, or does not hold every id of the vocabulary.
+    """
+    name, vocabulary_size, largest = (manifest[key] for key in ("dtype", "vocabulary_size", "max_token_id"))
+    if type(vocabulary_size) is not int or type(largest) is not int or largest < 0:
+        raise _damaged(folder, f"vocabulary_size {vocabulary_size!r} or max_token_id {largest!r} is no size")
+    if name not in TOKEN_BYTES:
+        raise _damaged(folder, f"it says dtype {name!r}, and tokens are {' or '.join(TOKEN_BYTES)}")
+    top = 2 ** (8 * TOKEN_BYTES[name]) - 1
+    if max(vocabulary_size - 1, largest) > top:
+        raise _damaged(
+            folder,
+            f"it says dtype {name}, which holds ids up to {top}, a vocabulary of {vocabulary_size} entries and "
+            f"token ids up to {largest}",
+        )
+    dtype: np.dtype[Any] = np.dtype(name).newbyteorder("<")
+    return dtype
+
+
+def _file_records(folder: Path, manifest: dict[str, Any]) -> list[tuple[dict[str, Any], FileRecord, FileRecord]]:
+    """Each shard's part of the manifest, and what is said of its tokens and its index.
+
+    Raises:
+        DataError: the manifest is damaged: a key or hash is missing, a name leads elsewhere, totals do not add up.
+    """
+    width = TOKEN_BYTES[manifest["dtype"]]
+    block_bytes = manifest.get("block_bytes", BLOCK_BYTES)
+    if type(block_bytes) is not int or block_bytes < ROW_BYTES or block_bytes % ROW_BYTES:
+        raise _damaged(folder, f"block_bytes is {block_bytes!r}")
+
+    def record(name: str, num_bytes: int, sha256: str, at_blocks: list[str] | None) -> FileRecord:
+        if Path(name).name != name:
+            raise ValueError(f"{name!r} is no file of this folder")
+        return FileRecord(
+            folder / name, num_bytes, sha256, None if at_blocks is None else tuple(at_blocks), block_bytes
+        )
+
+    found = []
+    try:
+        for split, said in manifest["splits"].items():
+            shards = said["shards"]
+            for key in ("tokens", "documents", "bytes"):
+                total = sum(shard[key] for shard in shards)
+                if not shards or total != said[key]:
+                    raise ValueError(f"{len(shards)} shards of {split!r} hold {total} {key}, expected {said[key]}")
+            for shard in shards:
+                tokens = record(shard["file"], shard["tokens"] * width, shard["sha256"], shard.get("sha256_at_blocks"))
+                index_bytes = (shard["documents"] + 1) * ROW_BYTES
+                at_blocks = shard.get("index_sha256_at_blocks")
+                found.append((shard, tokens, record(shard["index"], index_bytes, shard["index_sha256"], at_blocks)))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _damaged(folder, f"{type(error).__name__}: {error}") from error
+    return found
+
+
+def _check_tokenizer(folder: Path, said: Any) -> None:
+    """Compare the tokenizer beside the shards with the one that made the tokens.
+
+    Raises:
+        DataError: a file is missing, new or changed; names it.
+    """
+    found = tokenizer_hashes(folder / TOKENIZER_FOLDER)
+    try:
+        expected = dict(said.get("files", found))  # shards of an earlier version know only tokenizer.json
+        if "tokenizer.json" in found:
+            expected["tokenizer.json"] = str(said["sha256"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _damaged(folder, f"what it says of the tokenizer cannot be read ({error!r})") from error
+    changed = sorted(name for name in {*found, *expected} if found.get(name) != expected.get(name))
+    if changed:
+        name = changed[0]
+        what = "is missing" if name not in found else "is new" if name not in expected else "was changed"
+        raise DataError(
+            f"{folder / TOKENIZER_FOLDER / name} {what} since the data were prepared, so their tokens may mean "
+            "something else to this tokenizer. Put the former file back, or prepare the data again into a new folder."
+        )
+
+
+def _damaged(folder: Path, reason: str) -> DataError:
+    return DataError(
+        f"{folder / MANIFEST} is damaged: {reason}. Restore it, or prepare the data again into a new folder."
+    )

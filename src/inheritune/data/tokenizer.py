@@ -29,6 +29,9 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
 )
 
+HASHED_FILES = (*TOKENIZER_FILES, "vocab.*", "*.model", "*.tiktoken", "chat_template*", "config.json")
+"""Everything that can change what a text's tokens are; ``config.json`` may be all that names the tokenizer's class."""
+
 
 @dataclass(frozen=True)
 class TextTokenizer:
@@ -39,6 +42,8 @@ class TextTokenizer:
     """The token in front of every document."""
     vocab_size: int
     """The largest token id plus one."""
+    largest_usable_id: int
+    """The largest id that a text can be given: of the ordinary entries and the end-of-text token."""
     sha256: str
     """Of ``tokenizer.json``, or of the tokenizer as it would be written there."""
     backend: Any = field(repr=False)
@@ -84,13 +89,40 @@ def open_tokenizer(folder: str | Path) -> TextTokenizer:
         ) from error
     file = folder / "tokenizer.json"
     content = file.read_bytes() if file.is_file() else backend.to_str().encode()
+    end_of_text_id = _end_of_text_id(loaded, folder)
+    ids = set(backend.get_vocab(with_added_tokens=True).values())
+    special = {number for number, token in backend.get_added_tokens_decoder().items() if token.special}
     return TextTokenizer(
         folder=folder,
-        end_of_text_id=_end_of_text_id(loaded, folder),
-        vocab_size=max(backend.get_vocab(with_added_tokens=True).values()) + 1,
+        end_of_text_id=end_of_text_id,
+        vocab_size=max(ids) + 1,
+        largest_usable_id=max({end_of_text_id, *(ids - special)}),
         sha256=hashlib.sha256(content).hexdigest(),
         backend=backend,
     )
+
+
+def tokenizer_hashes(folder: Path) -> dict[str, str]:
+    """File name -> hex SHA-256 of each of the tokenizer's files in a folder; nothing where there is no such folder."""
+    paths = {path.name: path for pattern in HASHED_FILES for path in folder.glob(pattern) if path.is_file()}
+    return {name: runs.file_sha256(paths[name]) for name in sorted(paths)}
+
+
+def check_embedding(tokenizer: TextTokenizer, num_rows: int) -> None:
+    """Refuse a tokenizer whose ordinary entries do not all have a row in the model's embedding; more rows are fine.
+
+    Special tokens beyond the embedding are let be (published tokenizers have them): no text is given one.
+
+    Raises:
+        DataError: a text could be given a token id of ``num_rows`` or more.
+    """
+    largest = tokenizer.largest_usable_id
+    if largest >= num_rows:
+        raise DataError(
+            f"the tokenizer in {tokenizer.folder} has token id {largest} "
+            f"({tokenizer.backend.id_to_token(largest)!r}), and the model's embedding has {num_rows} rows (ids 0 to "
+            f"{num_rows - 1}). They do not belong together: put the model's own tokenizer beside it."
+        )
 
 
 def _plain(backend: Any) -> Any:

@@ -7,7 +7,7 @@ one, and both models, built on device meta, must have the same tensors of the sa
 import copy
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ import torch
 from inheritune.errors import SurgeryError
 from inheritune.surgery.anatomy import Anatomy, find_layers
 from inheritune.surgery.config_edit import PREDICTION_LAYERS, edit_config, edit_text_config
-from inheritune.surgery.folder import Weights, build_config, build_on_meta, read_config
+from inheritune.surgery.folder import Weights, build_config, build_on_meta, limits, read_config
 from inheritune.surgery.selection import is_prefix, parse_selection
 from inheritune.surgery.tensor_file import FLOATS, Piece, TensorEntry
 from inheritune.surgery.tensor_names import check_shapes, find_names, map_names, packed_over_depth
@@ -79,7 +79,14 @@ def plan_cut(weights: Weights, layers: int | str | Sequence[int], dtype: str | t
         notes.append(f"{len(unused)} tensors that {anatomy.model_type} does not read are dropped (first: {unused[0]})")
     origins = {name: source for name, source in origins.items() if name not in set(unused)}
     word = _dtype_word(dtype, config)
-    pieces = tuple(_piece(name, weights.tensors[source], word, anatomy, selection) for name, source in origins.items())
+    may_be_infinite = limits(parent)
+    pieces = tuple(
+        replace(
+            _piece(name, weights.tensors[source], word, anatomy, selection),
+            must_be_finite=source.rpartition(".")[2] not in may_be_infinite,
+        )
+        for name, source in origins.items()
+    )
     if word:
         child_config.pop("torch_dtype", None)
         child_config["dtype"] = str(FLOATS[word]).removeprefix("torch.")

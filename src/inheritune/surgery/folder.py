@@ -24,6 +24,9 @@ from inheritune.surgery.tensor_file import TensorEntry, read_header
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
+PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+"""How the names of pickled weights end."""
+
 FETCHED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*", "NOTICE*"]
 """What is fetched from the hub: weights, configs, tokenizer files, licence. No code and no pickle."""
 
@@ -82,7 +85,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise SurgeryError(f"{folder} has no config.json, so it is not a model folder. Name the folder that holds one.")
     try:
         config = decode_floats(read_json(path))
-    except ValueError as error:
+    except (ValueError, TypeError, RecursionError, OSError) as error:
         raise SurgeryError(f"{path} is not JSON ({error}). Download or copy it again.") from error
     model_type = config.get("model_type") if isinstance(config, dict) else None
     native = (
@@ -115,7 +118,7 @@ def check_files(folder: Path) -> Weights:
     if (folder / WEIGHTS).is_file():
         return Weights(folder, (WEIGHTS,), read_header(folder / WEIGHTS))
     if not (folder / INDEX).is_file():
-        pickled = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".ckpt"))
+        pickled = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLED)
         if pickled:
             raise SurgeryError(
                 f"{folder} holds its weights only as pickle ({', '.join(pickled)}), which can run code and is never "
@@ -132,7 +135,7 @@ def _check_shards(folder: Path) -> Weights:
     try:
         files_of: dict[str, str] = dict(read_json(path)["weight_map"])
         shards = sorted(set(files_of.values()))
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError, OSError) as error:
         raise SurgeryError(f"{path} is not an index of safetensors shards ({error!r}). Copy it again.") from error
     tensors: dict[str, TensorEntry] = {}
     for shard in shards:
@@ -207,6 +210,11 @@ def build_on_meta(config: Any) -> PreTrainedModel:
             "Choose another depth, or another model."
         ) from error
     return model
+
+
+def limits(model: torch.nn.Module) -> frozenset[str]:
+    """Last part of the names of scalar buffers: limits (as Gemma 4's clamps) that may be infinite, as no weight may."""
+    return frozenset(name.rpartition(".")[2] for name, buffer in model.named_buffers() if buffer.dim() == 0)
 
 
 def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:

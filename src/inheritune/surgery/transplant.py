@@ -15,7 +15,7 @@ from inheritune.errors import SurgeryError
 from inheritune.runs import new_folder, write_json
 from inheritune.surgery.certificate import FILE, Certificate, Operation, TensorOrigin
 from inheritune.surgery.cut import Cut, plan_cut
-from inheritune.surgery.folder import INDEX, WEIGHTS, Weights, check_files, encode_floats, load_model, resolve
+from inheritune.surgery.folder import INDEX, PICKLED, WEIGHTS, Weights, check_files, encode_floats, load_model, resolve
 from inheritune.surgery.proof import Trace, fits_in_memory, largest_difference, trace
 from inheritune.surgery.selection import is_prefix
 from inheritune.surgery.tensor_file import FLOATS, Piece, TensorEntry, read_header, sha256, split_shards, write_file
@@ -60,7 +60,8 @@ def inherit(
         reference, or ``verify=False`` (its notes say which).
 
     Raises:
-        SurgeryError: the model cannot be read or cut exactly, or ``out`` is in the way; nothing is left behind.
+        SurgeryError: the model cannot be read or cut exactly, a kept weight is (or in ``dtype`` would be) NaN or
+            infinite, or ``out`` is in the way; nothing is left behind.
     """
     target, folder = Path(out), resolve(reference, revision)
     _check_target(target, folder)
@@ -164,12 +165,12 @@ def _write_weights(folder: Path, pieces: Sequence[Piece], max_shard_bytes: int) 
 
 
 def copy_companions(reference: Path, folder: Path) -> None:
-    """Tokenizer files, generation config, chat templates and licence, byte for byte."""
+    """Tokenizer files, generation config, chat templates and licence, byte for byte; no pickle."""
     for pattern in COPIED_FILES:
         for path in sorted(reference.glob(pattern)):
             if path.is_dir():
                 shutil.copytree(path, folder / path.name, dirs_exist_ok=True)
-            else:
+            elif path.suffix not in PICKLED:
                 shutil.copyfile(path, folder / path.name)
 
 

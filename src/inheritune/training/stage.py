@@ -144,7 +144,7 @@ def train(
             num_steps = max(1, total // (batch_sequences * sequence_length))
         asked = Settings(
             model=_fingerprint(model, before.model if before else None),
-            teacher=_fingerprint(teacher, before.teacher if before else None) if taught else None,
+            teacher=_fingerprint(teacher, before.teacher if before else None) if teacher and taught else None,
             moments_from=_checkpoint_fingerprint(moments_from, before) if moments_from else None,
             validation=shards.validation_sha256,
             shards=shards.sha256,
