@@ -10,8 +10,8 @@ Moments: ``fsync``, ``rename``, ``open`` (for writing) and ``mkdir`` are about a
 thing itself.
 
 Things to do: ``signal:15+15``, ``limit:BYTES`` (the largest file that can be written from now on), ``free:BYTES`` (what
-the disk says is free), ``clock:SECONDS`` (the wall clock jumps), ``sleep:SECONDS``, and ``plain compiler`` (torch traces,
-and compiles nothing).
+the disk says is free), ``clock:SECONDS`` (the wall clock jumps), ``sleep:SECONDS``, and ``plain compiler`` (torch
+traces, and compiles nothing).
 """
 
 import importlib

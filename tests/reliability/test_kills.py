@@ -99,7 +99,7 @@ def test_a_training_killed_at_random_times_has_the_same_moments_losses_and_weigh
 
 
 def ends_at(checkpoint, step):
-    return checkpoint.name == f"step-{step:08d}"
+    return checkpoint is not None and checkpoint.name == f"step-{step:08d}"
 
 
 @pytest.mark.reliability("R3")
