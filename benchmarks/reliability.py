@@ -25,8 +25,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 ROWS = {
     "R1": (
-        "`kill -9` at random times, and in the middle of everything that is written: data, checkpoints, pointer, models, "
-        "scores, summary, report; started again until done",
+        "`kill -9` at random times, and in the middle of all that is written: data, checkpoints, pointer, models, scores, "
+        "summary, report; started again until done",
         "weights, Adam moments, losses, scores and shards bitwise those of the undisturbed run, after each of 20 kills",
     ),
     "R2": (
@@ -38,7 +38,7 @@ ROWS = {
     "R4": ("1, 2, 4, 1 processes, the batch the same", "the same rows in the same order; losses within 1e-5, relative"),
     "R5": ("hidden size and vocabulary that the processes do not divide", "as R4; moments element by element"),
     "R6": (
-        "micro-batch, threads or loading changed at a resume",
+        "micro-batch or threads changed at a resume",
         "the same rows in the same order; losses within 1e-5",
     ),
     "R7": ("100 steps of three architectures against a stored file", "bitwise where it was made, 1e-4 elsewhere"),
@@ -85,7 +85,7 @@ ROWS = {
     "R20": ("preparation of data killed at random times and run again", "shards and manifest bitwise the same"),
     "R21": (
         "a recipe changed at a resume",
-        "what may change is applied and recorded; the rest is refused, with what changed",
+        "what may change is applied and recorded; the rest is refused by name",
     ),
     "R22": (
         "the clock set back and forward; a full disk of logs; no home and no place for caches; no network",
@@ -98,10 +98,10 @@ ROWS = {
     ),
     "R25": (
         "10,000 steps, restarted every 200",
-        "resident memory grows by less than 1 % after the warm-up, open files do not; equal to the run without restarts",
+        "resident memory grows by less than 1 % after warm-up, open files do not; equal to the run without restarts",
     ),
     "R26": (
-        "a scheduler of candidates: one killed, the driver killed",
+        "candidates side by side: one killed, the driver killed",
         "what was finished is not run again; the same report",
     ),
 }
@@ -169,8 +169,8 @@ def table(found: list[Outcome], facts: dict[str, Any], *, commit: str, date: str
         "",
         f"    python benchmarks/reliability.py{' --short' if short else ''}",
         "",
-        f"{date}, commit {commit}, {'short' if short else 'long'} form. {machine['processor']}, {machine['cores']} cores, "
-        f"{machine['system']}; {versions}. This page is made by the command above, whole.",
+        f"{date}, commit {commit}, {'short' if short else 'long'} form. {machine['processor']}, {machine['cores']} "
+        f"cores, {machine['system']}; {versions}. This page is made by the command above, whole.",
         "",
         "| | what is tested | it passes when | state | tests | seconds |",
         "|---|---|---|---|---|---|",
@@ -184,7 +184,7 @@ def table(found: list[Outcome], facts: dict[str, Any], *, commit: str, date: str
         lines += ["", "Failed:", "", *(f"- `{name}`" for name in failed)]
     lines += [
         "",
-        "The short form (3 kills for 20, 500 steps for 10,000, tracing without compiling, one start-up for all processes) "
+        "The short form (3 kills for 20, 500 steps for 10,000, traced and not compiled, one start-up for all processes) "
         "runs with every `pytest`. Not on one process: these need several, and training on several is not built.",
     ]
     return "\n".join(lines) + "\n"
