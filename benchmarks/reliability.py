@@ -25,8 +25,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 ROWS = {
     "R1": (
-        "`kill -9` at random times, and in the middle of all that is written: data, checkpoints, pointer, models, scores, "
-        "summary, report; started again until done",
+        "`kill -9` at random times, and in the middle of all that is written: data, checkpoints, pointer, models, "
+        "scores, summary, report; started again until done",
         "weights, Adam moments, losses, scores and shards bitwise those of the undisturbed run, after each of 20 kills",
     ),
     "R2": (
@@ -184,7 +184,7 @@ def table(found: list[Outcome], facts: dict[str, Any], *, commit: str, date: str
         lines += ["", "Failed:", "", *(f"- `{name}`" for name in failed)]
     lines += [
         "",
-        "The short form (3 kills for 20, 500 steps for 10,000, traced and not compiled, one start-up for all processes) "
+        "The short form (3 kills for 20, 500 steps for 10,000, traced and not compiled, one start-up for all of them) "
         "runs with every `pytest`. Not on one process: these need several, and training on several is not built.",
     ]
     return "\n".join(lines) + "\n"
