@@ -82,7 +82,10 @@ ROWS = {
         "two processes in one folder; the first one killed",
         "the second is refused and leaves it alone; after the kill the folder is free",
     ),
-    "R20": ("preparation of data killed at random times and run again", "shards and manifest bitwise the same"),
+    "R20": (
+        "preparation of data (one process) killed at random times and in each of its writes, and run again",
+        "shards and manifest bitwise the same",
+    ),
     "R21": (
         "a recipe changed at a resume",
         "what may change is applied and recorded; the rest is refused by name",
@@ -170,7 +173,7 @@ def table(found: list[Outcome], facts: dict[str, Any], *, commit: str, date: str
         f"    python benchmarks/reliability.py{' --short' if short else ''}",
         "",
         f"{date}, commit {commit}, {'short' if short else 'long'} form. {machine['processor']}, {machine['cores']} "
-        f"cores, {machine['system']}; {versions}. This page is made by the command above, whole.",
+        f"cores, {machine['system'].partition('-')[0]}; {versions}. This page is made by the command above, whole.",
         "",
         "| | what is tested | it passes when | state | tests | seconds |",
         "|---|---|---|---|---|---|",

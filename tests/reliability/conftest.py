@@ -166,7 +166,7 @@ def search(text_file: Path, tmp_path_factory: pytest.TempPathFactory, request: p
                     "validations": 4,
                     "compile": False,
                     "precision": "float32",
-                    "save_every_minutes": 0.001,
+                    "save_every_minutes": 0.0003,
                 },
                 "run_dir": "set/by/the/command",
             }
@@ -242,8 +242,8 @@ def metrics() -> Callable[[Path], list[dict[str, Any]]]:
 def differences(metrics: Any) -> Callable[[Path, Path], list[str]]:
     """``differences(one, other)``: names of what is not bitwise equal in two folders of runs or stages.
 
-    Weights, scores, tokens and pages are compared by their bytes, metrics and summaries without their times. The card,
-    the events and the provenance tell of times, and must be there. What was begun and not ended must not.
+    Weights, scores and tokens are compared by their bytes, metrics and summaries without their times. What else there
+    is tells of times and must be there. What was begun and not ended must not.
     """
 
     def files(folder: Path) -> dict[str, Path]:

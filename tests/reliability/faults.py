@@ -65,7 +65,14 @@ PATHS: dict[str, tuple[list[str], Callable[..., str | None]]] = {
 
 
 def arguments_of(*arguments: Any, **named: Any) -> str:
-    return f"{arguments} {named}"
+    """The plain ones among them: no tensors."""
+    return " ".join(repr(each) for each in (*arguments, *named.values()) if is_plain(each))
+
+
+def is_plain(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(map(is_plain, value.values()))
+    return value is None or isinstance(value, str | int | float | Path)
 
 
 def set_clock(seconds: float) -> None:

@@ -21,6 +21,7 @@ IMPORTED = [
     "inheritune.job",
     "inheritune.reporting.figures",
     "matplotlib.backends.backend_svg",
+    "torch._dynamo",
     *(f"transformers.models.{family}.modeling_{family}" for family in ("gpt2", "llama", "qwen3")),
 ]
 """What a command imports when it comes to it."""

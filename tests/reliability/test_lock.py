@@ -1,6 +1,7 @@
 """One process in a folder (R19)."""
 
 import signal
+import time
 
 import pytest
 
@@ -15,7 +16,7 @@ def test_a_second_process_is_refused_and_a_killed_one_holds_nothing(
     slow = {"at": "inheritune.training.loop:accumulate_gradient", "count": 3, "do": "sleep:60"}
     first = start(words, slow)
     while first.look() is None and "train" not in text_of(folder / "metrics.jsonl"):
-        pass
+        time.sleep(0.001)
     assert first.look() is None, first.said
     second = finish(words, code=2)
     assert f"another process is at work in {folder}" in second.said
