@@ -83,7 +83,7 @@ ROWS = {
         "the second is refused and leaves it alone; after the kill the folder is free",
     ),
     "R20": (
-        "preparation of data (one process) killed at random times and in each of its writes, and run again",
+        "preparation of data killed at random times and in its writes, run again (one process)",
         "shards and manifest bitwise the same",
     ),
     "R21": (

@@ -1,4 +1,4 @@
-"""Killed anywhere and started again by the same command, a run ends as one that was never disturbed (R1, R3, R14, R20)."""
+"""Killed anywhere and started again by the same command, a run ends as an undisturbed one (R1, R3, R14, R20)."""
 
 import random
 import shutil
