@@ -219,8 +219,9 @@ def new_folder(target: Path, num_bytes: int | None = None) -> Iterator[Path]:
         if reason := _no_space(error):
             file = error.path if isinstance(error, DiskError) else latest
             part = f" ({file.name} in it)" if file else ""
-            needed = f"It needs {_exact(num_bytes)}" if num_bytes else f"It needs more than {_exact(held)}"
-            raise _disk_error(target, reason, f"{needed}, and ", part) from error
+            least = "" if num_bytes else "more than "
+            needed = f"It needs {least}{_exact(num_bytes or held)}, and " if num_bytes or held else ""
+            raise _disk_error(target, reason, needed, part) from error
         raise
 
 
