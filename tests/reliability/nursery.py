@@ -18,6 +18,7 @@ from typing import Any
 import faults
 
 IMPORTED = [
+    "inheritune.cli",
     "inheritune.job",
     "inheritune.reporting.figures",
     "matplotlib.backends.backend_svg",
