@@ -37,6 +37,7 @@ def test_data_that_do_not_fit_leave_nothing_behind(file, text_file, tiny_shards,
 @pytest.mark.reliability("R13")
 def test_data_are_refused_before_they_are_written_where_they_will_not_fit(text_file, tiny_shards, finish, tmp_path):
     words = ["prepare", str(text_file), "--out", str(tmp_path / "data"), "--tokenizer", str(tiny_shards / "tokenizer")]
+    words += ["--min-documents", "60"]
     process = finish(words, {"at": "start", "do": "free:1000"}, code=3)
     assert re.search(r"error: no space for the shards: it takes \d+ bytes.* and 1000 bytes", process.said), process.said
     assert list(tmp_path.iterdir()) == []
@@ -100,16 +101,13 @@ def test_a_line_of_the_log_that_does_not_fit_stops_the_run_and_loses_no_other(
 
 
 @pytest.mark.reliability("R13")
-@pytest.mark.parametrize("file", ["events.jsonl", "decide-", "summary.json", "README.md"])
 def test_a_record_of_a_search_that_does_not_fit_stops_it_and_is_made_by_the_next_start(
-    file, search, whole_search, finish, differences, tmp_path
+    search, whole_search, finish, differences, tmp_path
 ):
     folder = tmp_path / "run"
-    if file in ("summary.json", "README.md"):  # from a finished run, which is all there but for its end
-        shutil.copytree(whole_search.folder, folder)
-        (folder / "summary.json").unlink()
-    process = finish(search(folder), {"at": "open", "match": re.escape(file), "do": "limit:1"}, code=3)
-    assert NAMED.search(process.said), process.said
+    for file in ("events.jsonl", "decide-", "round-1/.result.json", "summary.json", "model/README.md"):
+        process = finish(search(folder), {"at": "open", "match": file, "do": "limit:1"}, code=3)
+        assert NAMED.search(process.said), process.said
     finish(search(folder), code=5)
     assert differences(whole_search.folder, folder) == []
 

@@ -49,7 +49,13 @@ INTERRUPTED = 130
 def build_app() -> App:
     """The command line with all its verbs."""
     # Plain text: a renderer of Markdown is a fifth of the time that --help takes.
-    app = App(name="inheritune", help=HELP, help_format="plaintext", version=lambda: version("inheritune"))
+    app = App(
+        name="inheritune",
+        help=HELP,
+        help_format="plaintext",
+        version=lambda: version("inheritune"),
+        suppress_keyboard_interrupt=False,  # what an interrupt means is said by _run
+    )
     for verb, function in VERBS.items():
         app.command(function, name=verb)
     return app
