@@ -139,7 +139,7 @@ def finish(start: Start) -> Callable[..., Process]:
 
 @pytest.fixture(scope="session")
 def search(text_file: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Any:
-    """``search(run_dir, family="llama", **changes)``: the words that begin a tiny search, two rounds of 21 steps and the baseline.
+    """``search(run_dir, family="llama", **config)``: begins a tiny search, two rounds of 21 steps and the baseline.
 
     Its target is never met, so that it ends with exit code 5.
     """
@@ -232,7 +232,7 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="session")
 def metrics() -> Callable[[Path], list[dict[str, Any]]]:
-    """``metrics(folder)``: what the metrics say, without times and without the name that a stage has from its folder."""
+    """``metrics(folder)``: what the metrics say, without times and the name that a stage has from its folder."""
 
     def read(folder: Path) -> list[dict[str, Any]]:
         lines = lines_of(folder / "metrics.jsonl")
