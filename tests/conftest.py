@@ -151,6 +151,12 @@ def save_reference() -> SaveReference:
     return tiny_reference
 
 
+@pytest.fixture(scope="session")
+def reference_saver() -> SaveReference:
+    """``save_reference`` for fixtures of a whole session."""
+    return tiny_reference
+
+
 def tiny_texts(count: int = 260) -> list[str]:
     """Short texts with something to learn: words of a small seeded vocabulary."""
     words = ["the", "layer", "child", "keeps", "first", "deep", "loss", "falls", "slowly", "and", "then", "grows"]

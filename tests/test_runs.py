@@ -173,7 +173,7 @@ def test_a_folder_of_known_size_says_what_it_needs_whichever_file_did_not_fit(tm
         raise OSError(errno.ENOSPC, "full")
 
     with (
-        pytest.raises(DiskError, match=r"step-1: No space.* needs 5000 bytes"),
+        pytest.raises(DiskError, match=r"step-1 \(manifest.json in it\): No space.* needs 5000 bytes"),
         runs.new_folder(tmp_path / "step-1", 5000) as new,
     ):
         monkeypatch.setattr(runs.os, "fsync", full)

@@ -3,6 +3,8 @@
 The command line prints the message alone and ends with ``exit_code``. A traceback on a user's mistake is our bug.
 """
 
+from pathlib import Path
+
 
 class InherituneError(Exception):
     """Root of every error that the user can mend."""
@@ -32,6 +34,9 @@ class DiskError(InherituneError):
     """It does not fit on the disk; what was finished before is whole."""
 
     exit_code = 3
+
+    path: Path | None = None
+    """What could not be written."""
 
 
 class TrainingError(InherituneError):

@@ -86,10 +86,12 @@ def require_space(folder: Path, num_bytes: int, what: str) -> None:
 def _disk_error(path: Path, reason: str, needed: str, part: str = "") -> DiskError:
     """What could not be written, why, how much it needs and how much is free."""
     free = _exact(shutil.disk_usage(_nearest(path)).free)
-    return DiskError(
+    full = DiskError(
         f"cannot write {path}{part}: {reason}. {needed}{free} are free. Free some space and run the same "
         "command: what was finished before is whole, the last checkpoint too."
     )
+    full.path = path
+    return full
 
 
 def _no_space(error: BaseException | None) -> str | None:
@@ -215,9 +217,11 @@ def new_folder(target: Path, num_bytes: int | None = None) -> Iterator[Path]:
         latest = max(files, key=lambda path: path.stat().st_mtime_ns, default=None)
         shutil.rmtree(temporary, ignore_errors=True)
         if reason := _no_space(error):
-            part = f" ({latest.name.removeprefix('.').removesuffix('.tmp')} in it)" if latest else ""
-            needed = f"It needs {_exact(num_bytes)}" if num_bytes else f"It needs more than {_exact(held)}"
-            raise _disk_error(target, reason, f"{needed}, and ", part) from error
+            file = error.path if isinstance(error, DiskError) else latest
+            part = f" ({file.name} in it)" if file else ""
+            least = "" if num_bytes else "more than "
+            needed = f"It needs {least}{_exact(num_bytes or held)}, and " if num_bytes or held else ""
+            raise _disk_error(target, reason, needed, part) from error
         raise
 
 

@@ -4,9 +4,9 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import redirect_stderr, redirect_stdout
 from importlib.metadata import version
-from typing import Any
+from typing import Any, TextIO, cast
 
 from cyclopts import App, CycloptsError
 
@@ -20,6 +20,7 @@ from inheritune.cli.run import run
 from inheritune.cli.train import train
 from inheritune.errors import InherituneError, RecipeError, Stopped
 from inheritune.machine.allocator import keep_freed_memory
+from inheritune.machine.streams import Unfailing
 
 HELP = (
     "Make a small base language model from a big one.\n\n"
@@ -48,7 +49,13 @@ INTERRUPTED = 130
 def build_app() -> App:
     """The command line with all its verbs."""
     # Plain text: a renderer of Markdown is a fifth of the time that --help takes.
-    app = App(name="inheritune", help=HELP, help_format="plaintext", version=lambda: version("inheritune"))
+    app = App(
+        name="inheritune",
+        help=HELP,
+        help_format="plaintext",
+        version=lambda: version("inheritune"),
+        suppress_keyboard_interrupt=False,  # what an interrupt means is said by _run
+    )
     for verb, function in VERBS.items():
         app.command(function, name=verb)
     return app
@@ -62,11 +69,15 @@ def main(arguments: list[str] | None = None) -> None:
     given = sys.argv[1:] if arguments is None else arguments
     words = [word for word in given if word != "--debug"]
     keep_freed_memory()
-    code = _run(words, debug="--debug" in given)
-    for stream in (sys.stdout, sys.stderr):
+    streams = sys.stdout, sys.stderr  # None where the caller has closed one
+    out, err = (stream and cast(TextIO, Unfailing(stream, BrokenPipeError)) for stream in streams)
+    with redirect_stdout(out), redirect_stderr(err):
+        code = _run(words, debug="--debug" in given)
+    for stream in streams:
         try:
-            stream.flush()
-        except OSError:  # a full log disk: what it did not take is let go, so that the exit code stays the run's own
+            if stream and not stream.closed:
+                stream.flush()
+        except OSError:  # full: what it has not taken is let go, so that the exit code stays the command's own
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     sys.exit(code)
 
@@ -80,8 +91,7 @@ def _run(words: list[str], *, debug: bool) -> int:
         verb = f"{words[0]} " if words and words[0] in VERBS else ""
         return _say(RecipeError(f"{error}\nTry `inheritune {verb}--help`."), debug=debug)
     except Stopped as stopped:
-        with suppress(OSError):
-            print(stopped, file=sys.stderr)
+        print(stopped, file=sys.stderr)
         return stopped.exit_code
     except InherituneError as error:
         return _say(error, debug=debug)
@@ -102,6 +112,5 @@ def _say(error: InherituneError, *, debug: bool) -> int:
     """One message on stderr; the traceback only where it was asked for."""
     if debug:
         traceback.print_exc()
-    with suppress(OSError):  # nobody listens: the exit code says it alone
-        print(f"error: {error}", file=sys.stderr)
+    print(f"error: {error}", file=sys.stderr)
     return error.exit_code

@@ -1,19 +1,15 @@
 """What a finished run says: the verdict, a sample, and where things are."""
 
-import sys
-from typing import TextIO, cast
-
 from rich.console import Console
 from rich.text import Text
 
 from inheritune.job import GrowthResult
 from inheritune.reporting.verdict import verdict_sentences
-from inheritune.training.sinks import Unfailing
 
 
 def show_ending(result: GrowthResult) -> None:
     """Print verdict, sample and paths to the terminal."""
-    console = Console(file=cast(TextIO, Unfailing(sys.stdout)), highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True)
     console.print()
     for sentence in verdict_sentences(result.summary):
         console.print(Text(sentence))

@@ -4,7 +4,6 @@ import json
 import os
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol, TextIO, cast
 
@@ -13,6 +12,7 @@ from rich.live import Live
 from rich.text import Text
 
 from inheritune import runs
+from inheritune.machine.streams import Unfailing
 from inheritune.units import format_count, format_duration
 
 PLAIN_INTERVAL_S = 15.0
@@ -74,27 +74,6 @@ class Progress(Protocol):
 
     def close(self) -> None:
         """Leave the screen as it is."""
-
-
-class Unfailing:
-    """A stream whose end stops nobody: what a full log disk or a closed pipe does not take is lost, and that is all."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self.stream = stream
-
-    def write(self, text: str) -> int:
-        """Write it if that is possible."""
-        with suppress(OSError):
-            self.stream.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        """Hand on what can be."""
-        with suppress(OSError):
-            self.stream.flush()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.stream, name)
 
 
 class Terminal:
