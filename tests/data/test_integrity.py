@@ -151,7 +151,7 @@ def test_a_dtype_that_does_not_fit_the_files_is_named(folder):
         Shards.open(folder)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "int16", "object", "uint64", 2, None])
+@pytest.mark.parametrize("dtype", ["float32", "int16", "object", "uint64", ["uint16"], 2, None])
 def test_a_dtype_that_no_tokens_have_is_refused(dtype, folder):
     change_manifest(folder, lambda manifest: manifest.update(dtype=dtype))
     with pytest.raises(
@@ -252,6 +252,8 @@ def test_shards_of_an_earlier_version_are_held_to_their_tokenizer(folder):
         lambda manifest: manifest["splits"]["watch"].update(shards=[]),
         lambda manifest: manifest["splits"]["watch"].update(shards=None),
         lambda manifest: manifest["splits"].update(watch=3),
+        lambda manifest: manifest["splits"]["watch"]["shards"][0].update(tokens=1e3),
+        lambda manifest: manifest["splits"]["watch"]["shards"][0].update(bytes=-1),
         lambda manifest: manifest.update(block_bytes=0),
         lambda manifest: manifest.update(block_bytes=24),
         lambda manifest: manifest.update(max_token_id="many"),

@@ -264,9 +264,11 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         {"dtype", "splits", "settings", "max_token_id", "vocabulary_size", "tokenizer", "validation_text"}
         - set(manifest)
     )
-    if lacking or not isinstance(manifest["splits"], dict) or sorted(manifest["splits"]) != sorted(SPLITS):
+    whole = not lacking and isinstance(manifest["settings"], dict) and isinstance(manifest["splits"], dict)
+    if not whole or sorted(manifest["splits"]) != sorted(SPLITS):
         raise DataError(
-            f"{path} is not whole (it lacks {lacking or 'splits'}). Prepare the data again into a new folder."
+            f"{path} is not whole (it lacks {', '.join(lacking) or 'splits or settings'}). "
+            "Prepare the data again into a new folder."
         )
     return dict(manifest)
 
@@ -280,7 +282,7 @@ def _checked_dtype(folder: Path, manifest: dict[str, Any]) -> np.dtype[Any]:
     name, vocabulary_size, largest = (manifest[key] for key in ("dtype", "vocabulary_size", "max_token_id"))
     if type(vocabulary_size) is not int or type(largest) is not int or largest < 0:
         raise _damaged(folder, f"vocabulary_size {vocabulary_size!r} or max_token_id {largest!r} is no size")
-    if name not in TOKEN_BYTES:
+    if not isinstance(name, str) or name not in TOKEN_BYTES:
         raise _damaged(folder, f"it says dtype {name!r}, and tokens are {' or '.join(TOKEN_BYTES)}")
     top = 2 ** (8 * TOKEN_BYTES[name]) - 1
     if max(vocabulary_size - 1, largest) > top:
@@ -316,6 +318,8 @@ def _file_records(folder: Path, manifest: dict[str, Any]) -> list[tuple[dict[str
         for split, said in manifest["splits"].items():
             shards = said["shards"]
             for key in ("tokens", "documents", "bytes"):
+                if not all(type(shard[key]) is int and shard[key] >= 0 for shard in shards):
+                    raise ValueError(f"{key} of the shards of {split!r} are no sizes")
                 total = sum(shard[key] for shard in shards)
                 if not shards or total != said[key]:
                     raise ValueError(f"{len(shards)} shards of {split!r} hold {total} {key}, expected {said[key]}")
