@@ -69,7 +69,7 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_one_before_and_its_pointer(
 
 @pytest.mark.reliability("R13")
 def test_training_does_not_begin_where_two_checkpoints_do_not_fit(stage, finish, tmp_path):
-    process = finish(stage(tmp_path / "out"), {"at": "start", "do": "free:1000000"}, code=3)
+    process = finish(stage(tmp_path / "out"), {"at": "start", "do": "free:1000000"}, code=3)  # one takes about 650,000
     assert NAMED.search(process.said), process.said
     assert checkpoints_of(tmp_path / "out") == []
     assert not (tmp_path / "out" / "metrics.jsonl").exists()
@@ -105,7 +105,7 @@ def test_a_record_of_a_search_that_does_not_fit_stops_it_and_is_made_by_the_next
     search, whole_search, finish, differences, tmp_path
 ):
     folder = tmp_path / "run"
-    for file in ("events.jsonl", "decide-", "round-1/.result.json", "summary.json", "model/README.md"):
+    for file in ("events.jsonl", "decide-", "round-1/.result.json", "summary.json", "model/.README.md"):
         process = finish(search(folder), {"at": "open", "match": file, "do": "limit:1"}, code=3)
         assert NAMED.search(process.said), process.said
     finish(search(folder), code=5)

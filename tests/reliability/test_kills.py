@@ -104,7 +104,7 @@ def ends_at(checkpoint, step):
 
 
 @pytest.mark.reliability("R3")
-@pytest.mark.parametrize("steps", [(20, 41), (7, 7, 33), (1, 30, 59)], ids=str)
+@pytest.mark.parametrize("steps", [(20, 41), (7, 7, 59)], ids=str)
 def test_resumed_again_and_again_it_is_the_same(steps, stage, whole_stage, finish, differences, at_step, tmp_path):
     words, reached = stage(tmp_path / "parts"), 0
     for step in steps:
