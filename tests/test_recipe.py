@@ -67,7 +67,7 @@ def test_all_problems_come_at_once_with_file_line_and_nearest_key(load):
         "  token_budgte: 3\n"
         "  sequence_length: banana\n"
         "train: {peak_lr: -1, schedule: wds, compile: maybe}\n"
-        "growth: {mode: continue}\n"
+        "growth: {mode: onwards}\n"
         "trian: 3\n",
         {"train.peak-lrr": "1", "train.passes": "x"},
     )
@@ -79,7 +79,7 @@ def test_all_problems_come_at_once_with_file_line_and_nearest_key(load):
         "my.yaml:6: train.peak_lr: Input should be greater than 0 (got -1)",
         "my.yaml:6: train.schedule: Input should be 'wsd' or 'cosine' (got 'wds')",
         "my.yaml:6: train.compile:",
-        "my.yaml:7: growth.mode: Input should be 'restart' (got 'continue')",
+        "my.yaml:7: growth.mode: Input should be 'restart', 'continue' or 'identity' (got 'onwards')",
         "my.yaml:8: trian: there is no such key. Nearest is train.",
         "--train.peak-lrr: there is no such key. Nearest is --train.peak-lr.",
         "--train.passes: 'x' is not a quantity",

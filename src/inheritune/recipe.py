@@ -5,6 +5,7 @@ schema.
 """
 
 import difflib
+import textwrap
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -296,7 +297,7 @@ def _comment(model: type[BaseModel], lines: list[str], *, prefix: str, indent: s
     for name, field in model.model_fields.items():
         key = prefix + name
         part = next((each for each in _models_in(field.annotation) if each is not SourceRecipe), None)
-        lines.append(f"{indent}# {field.description}")
+        lines += textwrap.wrap(field.description or "", 118, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}# ")
         if part is ReferenceTraining:
             lines.append(f"{indent}{name}: null  # {{config: {{model_type: llama, hidden_size: 256}}, passes: 10}}")
         elif key == "run_dir":
