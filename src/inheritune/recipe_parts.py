@@ -258,7 +258,7 @@ class TrainRecipe(RecipePart):
     """Time between checkpoints."""
 
     keep_checkpoints: Count = 2
-    """Checkpoints kept while a stage runs; a finished stage keeps none."""
+    """Checkpoints kept while a stage runs, beside the one from before its cool-down, which a finished stage keeps."""
 
     beta2_half_life: Count | None = None
     """Instead of beta2: tokens after which a squared gradient counts half, at any batch size (arXiv:2507.07101)."""
@@ -267,7 +267,7 @@ class TrainRecipe(RecipePart):
     """Tokens after which a step's weights count half in the moving average; null keeps no average."""
 
     inherited_lr_scale: PositiveFloat = 1.0
-    """Factor on the learning rate of tensors that come from the reference; new ones have the full rate."""
+    """Factor on the learning rate of all that was there before the round; layers added in it have the full rate."""
 
     freeze: list[str] = Field(default=[])
     """Parameters to leave as inherited: name patterns, in quotes, as ["model.embed_tokens.*", "*.layers.0.*"]."""

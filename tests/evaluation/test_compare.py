@@ -3,7 +3,7 @@ import math
 import pytest
 
 from inheritune.data.tokenizer import train_tokenizer
-from inheritune.errors import EvaluationError
+from inheritune.errors import EvaluationError, RecipeError
 from inheritune.evaluation.compare import evaluate
 from inheritune.evaluation.generation import write
 
@@ -58,10 +58,16 @@ def test_text_without_a_word_is_refused(save_reference, tmp_path):
         evaluate(str(save_reference("llama", tmp_path / "model")), data=str(tmp_path / "empty.txt"))
 
 
-@pytest.mark.parametrize("window", [0, 129])
-def test_windows_beyond_the_positions_are_refused(window, save_reference, text_files, tmp_path):
+def test_windows_beyond_a_table_of_positions_are_refused_and_beyond_computed_ones_warned_about(
+    save_reference, text_files, tmp_path
+):
+    learned = str(save_reference("gpt2", tmp_path / "learned"))
     with pytest.raises(EvaluationError, match="Give 1 to 128"):
-        evaluate(str(save_reference("gpt2", tmp_path / "model")), data=str(text_files), sequence_length=window)
+        evaluate(learned, data=str(text_files), sequence_length=0)
+    with pytest.raises(RecipeError, match="a table of 128"):
+        evaluate(learned, data=str(text_files), sequence_length=129)
+    rotary = str(save_reference("llama", tmp_path / "rotary"))
+    assert "was made for 128 positions" in evaluate(rotary, data=str(text_files), sequence_length=129).table()
 
 
 def test_few_documents_are_warned_about_beside_the_interval(save_reference, text_files, tmp_path):

@@ -13,7 +13,7 @@ def test_the_line_names_parameters_steps_disk_and_memory():
 
 
 def test_disk_is_the_kept_checkpoints_one_in_the_making_and_the_model():
-    assert estimate_stage(**PLAIN).disk_bytes == 3 * 12_000_000 + 4_000_000
+    assert estimate_stage(**PLAIN).disk_bytes == 4 * 12_000_000 + 4_000_000
 
 
 def test_memory_grows_with_everything_that_takes_memory():

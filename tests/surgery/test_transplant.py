@@ -38,6 +38,7 @@ def ids():
     return torch.randint(256, (2, 24), generator=torch.Generator().manual_seed(7))
 
 
+@pytest.mark.reliability("R23")
 def test_child_of_two_layers_is_the_reference_up_to_layer_two_bit_for_bit(family, save_reference, tmp_path):
     reference = save_reference(family, tmp_path / "reference")
     certificate = inherit(reference, tmp_path / "child", layers=2)
@@ -50,6 +51,7 @@ def test_child_of_two_layers_is_the_reference_up_to_layer_two_bit_for_bit(family
     assert torch.equal(expected, found)
 
 
+@pytest.mark.reliability("R23")
 def test_child_with_every_layer_gives_the_reference_logits(family, save_reference, tmp_path):
     reference = save_reference(family, tmp_path / "reference")
     certificate = inherit(reference, tmp_path / "child", layers=4)

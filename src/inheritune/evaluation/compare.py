@@ -18,6 +18,7 @@ from inheritune.evaluation.statistics import Interval, paired_bootstrap, token_m
 from inheritune.evaluation.token_loss import check_ids, score_documents
 from inheritune.machine.probe import best_device
 from inheritune.surgery.folder import load_model, resolve
+from inheritune.surgery.positions import check_positions
 
 MAX_SEQUENCE_LENGTH = 1024
 """Window by default, or less where a model has fewer positions."""
@@ -105,8 +106,8 @@ def evaluate(
         text_field: of JSON lines and tables.
 
     Raises:
-        EvaluationError: no text to score, a window that the models have no positions for, or a token id that a
-            model's embedding does not have.
+        EvaluationError: no text to score, or a token id that a model's embedding does not have.
+        RecipeError: a window beyond a model's table of positions; beyond computed ones it is a warning.
     """
     models = [str(each) for each in _listed(model)]
     others = [str(each) for each in _listed(against)]
@@ -117,10 +118,9 @@ def evaluate(
     networks = {name: load_model(folder).to(best_device()) for name, folder in folders.items()}
     least = min(_positions(network) for network in networks.values())
     window = min(MAX_SEQUENCE_LENGTH, least) if sequence_length is None else sequence_length
-    if not 1 <= window <= least:
-        raise EvaluationError(
-            f"windows of {window} tokens do not fit: the models have {least} positions. Give 1 to {least}."
-        )
+    if window < 1:
+        raise EvaluationError(f"windows of {window} tokens mean nothing. Give 1 to {least}.")
+    beyond = [f"{name}: {said}" for name, network in networks.items() if (said := check_positions(network, window))]
     num_bytes = [len(text.encode()) for text in texts]
     sums: dict[str, npt.NDArray[np.float64]] = {}
     tokenizers = {}
@@ -148,7 +148,7 @@ def evaluate(
         num_bytes=sum(num_bytes),
         scores=tuple(scores),
         differences=tuple(differences),
-        warnings=_warnings(len(texts)) if differences else (),
+        warnings=(*beyond, *(_warnings(len(texts)) if differences else ())),
     )
 
 

@@ -23,7 +23,7 @@ class Estimate:
     steps: int
     batch_tokens: int
     disk_bytes: int
-    """Checkpoints kept, one being written, and the model."""
+    """Checkpoints kept, the one from before the cool-down, one being written, and the model."""
     memory_bytes: int
     """At the peak of a step, the process included; an estimate."""
 
@@ -65,6 +65,6 @@ def estimate_stage(
         parameters=parameters,
         steps=steps,
         batch_tokens=batch_tokens,
-        disk_bytes=(keep_checkpoints + 1) * checkpoint_bytes + 4 * parameters,
+        disk_bytes=(keep_checkpoints + 2) * checkpoint_bytes + 4 * parameters,
         memory_bytes=PROCESS_BYTES + TRAINING_BYTES_PER_PARAMETER * parameters + activations + 3 * 4 * logits_at_once,
     )
