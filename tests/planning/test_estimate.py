@@ -8,11 +8,11 @@ PLAIN = {
 
 def test_the_line_names_parameters_steps_disk_and_memory():
     line = estimate_stage(**PLAIN).line("round 1 | depth 4")
-    for part in ("round 1 | depth 4", "1M parameters", "195 steps of 2k tokens", "disk 40.0 MB", "memory about"):
+    for part in ("round 1 | depth 4", "1M parameters", "195 steps of 2k tokens", "disk 52.0 MB", "memory about"):
         assert part in line
 
 
-def test_disk_is_the_kept_checkpoints_one_in_the_making_and_the_model():
+def test_disk_is_the_kept_checkpoints_the_open_one_one_in_the_making_and_the_model():
     assert estimate_stage(**PLAIN).disk_bytes == 4 * 12_000_000 + 4_000_000
 
 

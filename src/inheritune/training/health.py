@@ -8,9 +8,9 @@ batches.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from statistics import fmean, pstdev
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -37,7 +37,7 @@ def trouble(loss_nats: float, grad_norm: float, recent_nats: Sequence[float]) ->
     if not math.isfinite(grad_norm):
         return f"the gradient norm is {grad_norm}"
     if len(recent_nats) >= FEWEST_STEPS:
-        mean, sigma = fmean(recent_nats), pstdev(recent_nats)
+        mean, sigma = float(np.mean(recent_nats)), float(np.std(recent_nats))
         if sigma > 0 and loss_nats > mean + SIGMAS * sigma:
             return (
                 f"the loss leapt to {loss_nats:.4f}, more than {SIGMAS:g} sigma above the last {len(recent_nats)} "
