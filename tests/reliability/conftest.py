@@ -125,12 +125,12 @@ def start(nursery: Callable[[Any], Any], tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="session")
-def finish(start: Start) -> Callable[..., Process]:
+def finish(start: Start, full: bool) -> Callable[..., Process]:
     """``finish(words, *faults, code=0, ...)``: run it to its end, which must be this one."""
 
     def run(words: Sequence[str], *faults: Fault, code: int = 0, **settings: Any) -> Process:
         process = start(words, *faults, **settings)
-        ended = process.wait()
+        ended = process.wait(1200.0 if full else 120.0)
         assert ended == code, f"exit code {ended}, and {code} was expected:\n{process.said}"
         return process
 

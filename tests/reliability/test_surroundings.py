@@ -43,7 +43,7 @@ def test_a_full_disk_of_logs_changes_nothing_and_the_exit_code_is_the_run_s_own(
 @pytest.mark.reliability("R22")
 def test_a_run_needs_neither_a_home_nor_the_network(search, whole_search, finish, differences, tmp_path, full):
     nowhere = {"HOME": "/dev/null/home", "HF_ENDPOINT": "http://127.0.0.1:9"}  # no folder can be made there, by anyone
-    places = ("XDG_CACHE_HOME", "HF_HOME", "MPLCONFIGDIR", "TORCH_HOME", "TORCHINDUCTOR_CACHE_DIR")
+    places = ("XDG_CACHE_HOME", "HF_HOME", "MPLCONFIGDIR", "TORCH_HOME")
     nowhere |= dict.fromkeys(places, "/dev/null/cache") if full else {}
     for offline in ("1", "0") if full else ("1",):
         folder = tmp_path / offline
