@@ -3,6 +3,7 @@
 rows -> gradient -> clip -> step -> record, with validation, checkpoints and a polite stop in between.
 """
 
+import io
 import math
 import time
 from collections import deque
@@ -369,11 +370,9 @@ def _looked_at(stage_folder: Path, tokens: int) -> float:
 
 def save_sums(path: Path, sums: npt.NDArray[np.float64]) -> None:
     """Write per-document (nats, tokens), float64 (documents, 2), in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}")
-    np.save(temporary, sums)
-    runs.sync_file(temporary)
-    temporary.replace(path)
+    content = io.BytesIO()
+    np.save(content, sums)
+    runs.write_bytes(path, content.getvalue())
 
 
 def _choices(
