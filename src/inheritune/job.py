@@ -171,7 +171,7 @@ def _claim(folder: Path, recipe: Recipe, progress: Progress) -> None:
     if not differences:
         return
     lines = {key: f"{key}: {old} -> {new}" for key, (old, new) in differences.items()}
-    refused = [line for key, line in lines.items() if not may_change(key, *differences[key])]
+    refused = [line for key, line in lines.items() if not may_change(key)]
     if refused:
         allowed = [line for line in lines.values() if line not in refused]
         raise RecipeError(

@@ -77,6 +77,10 @@ class Recipe(RecipePart):
                 f"growth.mode {self.growth.mode} goes on from before a cool-down, and train.schedule "
                 f"{self.train.schedule} has no such place; set it to wsd"
             )
+        if self.growth.mode != "restart" and self.growth.rewarm_fraction + self.train.cooldown_fraction > 1:
+            raise ValueError(
+                "growth.rewarm_fraction and train.cooldown_fraction are together more than the whole round; lower one"
+            )
         return self
 
     @classmethod
@@ -248,7 +252,7 @@ KEEPING_KEYS = frozenset(
 """Keys that may change under a run: they say how it is watched, kept and fitted into memory."""
 
 RISING_KEYS = frozenset({"data.token_budget", "train.passes", "growth.total_tokens", "growth.max_depth"})
-"""Keys that may rise under a run, which then goes on; null is no limit (of max_depth: all layers but one)."""
+"""Keys that may change under a run, which then goes on, as long as no more is taken back than was not done yet."""
 
 
 def recipe_differences(old: Recipe, new: Recipe) -> dict[str, tuple[Any, Any]]:
@@ -261,11 +265,13 @@ def recipe_differences(old: Recipe, new: Recipe) -> dict[str, tuple[Any, Any]]:
     }
 
 
-def may_change(key: str, old: Any, new: Any) -> bool:
-    """Whether a run that was begun with one value of a key may go on with another."""
-    if key == "growth.max_depth":  # null depends on the reference, which is known later
-        return old is None or new is None or new > old
-    return key in KEEPING_KEYS or (key in RISING_KEYS and old is not None and (new is None or new > old))
+def may_change(key: str) -> bool:
+    """Whether a run that was begun with one value of a key may go on with another.
+
+    Of what may rise this is half of the answer: whether it asks for less than what has been done is known where that
+    was done (shards, depths, the settings of a stage).
+    """
+    return key in KEEPING_KEYS or key in RISING_KEYS
 
 
 def _flat(value: Any, key: str = "") -> dict[str, Any]:
@@ -297,7 +303,9 @@ def _comment(model: type[BaseModel], lines: list[str], *, prefix: str, indent: s
     for name, field in model.model_fields.items():
         key = prefix + name
         part = next((each for each in _models_in(field.annotation) if each is not SourceRecipe), None)
-        lines += textwrap.wrap(field.description or "", 118, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}# ")
+        lines += textwrap.wrap(
+            field.description or "", 118, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}# "
+        )
         if part is ReferenceTraining:
             lines.append(f"{indent}{name}: null  # {{config: {{model_type: llama, hidden_size: 256}}, passes: 10}}")
         elif key == "run_dir":

@@ -176,6 +176,13 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def recover(target: Path) -> None:
+    """Put back what a kill between the two renames of ``new_folder`` has left under its former name."""
+    former = target.with_name(f".{target.name}.old")
+    if former.exists() and not target.exists():
+        former.rename(target)
+
+
 @contextmanager
 def new_folder(target: Path, num_bytes: int | None = None) -> Iterator[Path]:
     """A temporary folder beside ``target`` that becomes ``target`` if the block ends well, and vanishes if not.
@@ -193,8 +200,7 @@ def new_folder(target: Path, num_bytes: int | None = None) -> Iterator[Path]:
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary, former = target.with_name(f".{target.name}.{os.getpid()}.tmp"), target.with_name(f".{target.name}.old")
-    if former.exists() and not target.exists():
-        former.rename(target)
+    recover(target)
     shutil.rmtree(former, ignore_errors=True)
     for left_over in target.parent.glob(f".{target.name}.*.tmp"):
         owner = left_over.name.split(".")[-2]

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from inheritune.errors import DataError, RecipeError, Stopped
+from inheritune.errors import DataError, InherituneError, RecipeError, Stopped, TrainingError
 from inheritune.growth import stages
 from inheritune.job import grow
 from inheritune.recipe import Recipe
@@ -121,7 +121,6 @@ def test_how_a_run_is_watched_and_kept_may_change_and_a_finished_one_stays_done(
     ("change", "line"),
     [
         ({"train__peak_lr": 2e-3}, "train.peak_lr: 0.001 -> 0.002"),
-        ({"data__token_budget": 1000}, "data.token_budget: 2000 -> 1000"),
         ({"growth__margin": 0.5}, "growth.margin: 0.01 -> 0.5"),
         ({"growth__step": 1}, "growth.step: 2 -> 1"),
         ({"seed": 1}, "seed: 0 -> 1"),
@@ -142,7 +141,7 @@ def test_the_rest_is_refused_with_what_differs_and_what_would_be_allowed(change,
 def test_a_depth_below_what_was_begun_is_refused_and_the_former_recipe_still_works(recipe, tmp_path):
     deep = recipe(**OUT_OF_REACH, growth__max_depth=3)
     grow(deep, progress=Silent())
-    with pytest.raises(RecipeError, match=r"growth\.max_depth: 3 -> 2"):
+    with pytest.raises(RecipeError, match=r"growth\.max_depth is 2, and this run has begun a child of 3 layers"):
         grow(recipe(**OUT_OF_REACH, growth__max_depth=2), progress=Silent())
     assert grow(deep, progress=Silent()).summary["state"] == "done"
 
@@ -172,3 +171,114 @@ def test_a_reference_made_here_is_not_trained_again(recipe, tmp_path, trained):
     assert trained == ["reference", "round-1", "scratch"]
     grow(recipe(**made, data__token_budget=3000), progress=Silent())
     assert trained[3:] == ["round-1", "scratch"]
+
+
+def test_less_than_was_done_is_refused_where_it_was_done(recipe):
+    grow(recipe(train__passes=2), progress=Silent())
+    with pytest.raises(DataError, match="token_budget: 2000 -> 1000"):
+        grow(recipe(train__passes=2, data__token_budget=1000), progress=Silent())
+    with pytest.raises(RecipeError, match="passes: 2 -> 1"):
+        grow(recipe(), progress=Silent())
+    assert grow(recipe(train__passes=2), progress=Silent()).summary["state"] == "done"
+
+
+@pytest.mark.parametrize(
+    ("begun", "wish", "mended"),
+    [
+        ({}, {"data__token_budget": 10**9}, {"data__token_budget": 4000}),
+        ({}, {"growth__max_depth": 40}, {"growth__max_depth": 4}),
+        ({"train__schedule": "cosine"}, {"train__passes": 2}, {}),
+    ],
+)
+def test_a_wish_that_was_refused_can_be_taken_back(begun, wish, mended, recipe):
+    settings = {**OUT_OF_REACH, "growth__max_depth": 2, **begun}
+    grow(recipe(**settings), progress=Silent())
+    with pytest.raises(InherituneError):
+        grow(recipe(**{**settings, **wish}), progress=Silent())
+    assert grow(recipe(**{**settings, **mended}), progress=Silent()).summary["state"] == "done"
+
+
+def test_the_total_holds_for_an_extension_too(recipe, tmp_path):
+    settings = {**OUT_OF_REACH, "growth__max_depth": 3, "growth__total_tokens": 5000}
+    first = grow(recipe(**settings), progress=Silent()).summary
+    second = grow(recipe(**settings, data__token_budget=4500), progress=Silent()).summary
+    assert second["child"]["tokens"] == first["child"]["tokens"] <= 5000
+    assert "are beyond growth.total_tokens (5000)" in events(tmp_path / "run", "not extended")[0]
+
+
+def test_a_kill_between_a_reference_and_its_record_is_mended(recipe, tmp_path, monkeypatch):
+    config = {"model_type": "llama", "vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 4}
+    config |= {"num_attention_heads": 4, "intermediate_size": 64, "max_position_embeddings": 64}
+    made = {"reference": {"train": {"config": config, "passes": 1}}, "growth__max_depth": 2, "baselines": []}
+    honest = stages.runs.remove_folder
+
+    def killed(folder):
+        if folder.name == "start":
+            raise KeyboardInterrupt
+        honest(folder)
+
+    monkeypatch.setattr(stages.runs, "remove_folder", killed)
+    with pytest.raises(KeyboardInterrupt):
+        grow(recipe(**made), progress=Silent())
+    monkeypatch.setattr(stages.runs, "remove_folder", honest)
+    assert grow(recipe(**made), progress=Silent()).summary["reference"]["training_tokens"] > 0
+    assert not list((tmp_path / "run" / "stages" / "reference" / "checkpoints").glob("*"))
+
+
+STEPWISE = {**OUT_OF_REACH, "growth__max_depth": 3, "growth__start_depth": 1, "baselines": []}
+
+
+@pytest.mark.parametrize("mode", ["restart", "continue"])
+def test_killed_between_the_renames_of_an_extended_model_it_goes_on(mode, recipe, tmp_path, monkeypatch):
+    settings = {**STEPWISE, "growth__mode": mode}
+    grow(recipe(**settings), progress=Silent())
+    paths = type(tmp_path)
+    honest = paths.rename
+
+    def killed(self, target):
+        moved = honest(self, target)
+        if self.name == "model" and self.parent.name == "round-2" and str(target).endswith(".model.old"):
+            raise SystemExit
+        return moved
+
+    monkeypatch.setattr(paths, "rename", killed)
+    with pytest.raises(SystemExit):
+        grow(recipe(**settings, train__passes=2), progress=Silent())
+    monkeypatch.setattr(paths, "rename", honest)
+    rounds = grow(recipe(**settings, train__passes=2), progress=Silent()).summary["rounds"]
+    assert [each["tokens"] for each in rounds] == [7 * 256, 15 * 256]
+
+
+def test_killed_before_the_second_child_is_there_the_first_can_still_be_extended(recipe, monkeypatch):
+    honest, calls = stages.inherit, []
+
+    def killed(*given, **named):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return honest(*given, **named)
+
+    monkeypatch.setattr(stages, "inherit", killed)
+    with pytest.raises(KeyboardInterrupt):
+        grow(recipe(**STEPWISE), progress=Silent())
+    monkeypatch.setattr(stages, "inherit", honest)
+    rounds = grow(recipe(**STEPWISE, train__passes=2), progress=Silent()).summary["rounds"]
+    assert [each["tokens"] for each in rounds] == [15 * 256, 15 * 256]
+
+
+def test_a_damaged_state_is_not_grown_from(recipe, tmp_path, monkeypatch):
+    settings = {**STEPWISE, "growth__mode": "continue"}
+
+    def killed(*given, **named):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, "deepen", killed)
+        with pytest.raises(KeyboardInterrupt):
+            grow(recipe(**settings), progress=Silent())
+    path = next((tmp_path / "run" / "stages" / "round-1" / "checkpoints").glob("step-*")) / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 0x40
+    path.write_bytes(bytes(content))
+    with pytest.raises(TrainingError, match="is damaged or gone"):
+        grow(recipe(**settings), progress=Silent())

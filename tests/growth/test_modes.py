@@ -199,7 +199,8 @@ def test_the_reference_teaches_rounds_and_baseline_where_asked(recipe, tmp_path,
 
 def test_layers_added_in_a_round_are_the_fresh_ones(recipe, monkeypatch):
     spy = Spy(monkeypatch)
-    grow(recipe(train__inherited_lr_scale=0.5, train__freeze=["model.embed_tokens.*"], **GROWING), progress=Silent())
+    settings = {"train__inherited_lr_scale": 0.5, "train__freeze": ["model.embed_tokens.*"], **GROWING}
+    grow(recipe(growth__mode="continue", **settings), progress=Silent())
     fresh = {name: given["fresh_layers"] for name, given in spy.given.items()}
     assert {name: value if value == "all" else list(value) for name, value in fresh.items()} == {
         "round-1": [],

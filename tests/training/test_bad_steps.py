@@ -169,3 +169,64 @@ def test_weights_that_went_bad_are_named_at_a_validation_too(lab, monkeypatch):
         TrainingError, match=r"after step 1: the loss on document .* weight model\.embed_tokens\.weight: 1 of"
     ):
         lab.run("out", recipe={"validations": 12})
+
+
+EVEN = {"warmup_fraction": 0.0, "cooldown_fraction": 0.25}
+
+
+@pytest.mark.parametrize("case", ["policy", "validations", "extension"])
+def test_rewinding_that_begins_under_way_goes_back_to_where_it_was_taken_up(case, lab, monkeypatch):
+    trouble = Trouble(monkeypatch, {13 if case == "extension" else 7})
+    longer = {**EVEN, "passes": 2, "on_bad_step": "rewind", "validations": 1}
+    if case == "extension":
+        trouble.learn(lambda: lab.run("learn", recipe={**EVEN, "passes": 2}))
+        lab.run("out", recipe={**EVEN, "on_bad_step": "rewind", "validations": 1})
+        changed = longer
+    else:
+        trouble.learn(lambda: lab.run("learn"))
+        before = {"on_bad_step": "stop"} if case == "policy" else {"on_bad_step": "rewind", "validations": 1}
+        with pytest.raises(Stopped):
+            lab.run("out", recipe=before, stop=lab.StopAt(6))
+        changed = {"on_bad_step": "rewind", "validations": 3 if case == "validations" else 1}
+    result = lab.run("out", recipe=changed)
+    assert result.loop.steps == (24 if case == "extension" else 12)
+    assert sum(kind == "bad step" for kind, _ in lab.events) == 1
+    assert lab.losses("out")[0]["loss_nats"] == lab.losses("learn")[0]["loss_nats"]  # and not from trained weights
+
+
+@pytest.mark.parametrize("minutes", [1000.0, 1e-9])
+def test_setbacks_are_counted_by_steps_and_not_by_the_clock(minutes, lab, monkeypatch):
+    trouble = Trouble(monkeypatch, set(range(2, 22, 2)))
+    trouble.learn(lambda: lab.run("learn", recipe={"validations": 1}, tokens=24 * lab.BATCH))
+    recipe = {"on_bad_step": "rewind", "validations": 24, "save_every_minutes": minutes}
+    result = lab.run("out", recipe=recipe, tokens=24 * lab.BATCH)
+    assert sum(kind == "bad step" for kind, _ in lab.events) == 10
+    assert result.loop.spent_tokens == result.loop.tokens + 10 * lab.BATCH  # what was undone was paid for
+
+
+def test_memory_that_runs_out_draws_no_dropout_twice(lab, monkeypatch):
+    honest = loop.accumulate_gradient
+
+    def out_of_memory(functions, rows, choices):
+        losses = honest(functions, rows, choices)
+        if choices.micro_batch > 4:
+            raise torch.OutOfMemoryError("out of memory")
+        return losses
+
+    monkeypatch.setattr(loop, "accumulate_gradient", out_of_memory)
+    start, recipe = lab.start("gpt2"), {"on_bad_step": "rewind", "dropout": 0.2, "micro_batch": 8}
+    lab.run("whole", recipe=recipe, start=start)
+    take_step, calls = loop._take_step, []
+
+    def killed(*given):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        take_step(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_take_step", killed)
+        with pytest.raises(KeyboardInterrupt):
+            lab.run("parts", recipe=recipe, start=start)
+    lab.run("parts", recipe=recipe, start=start)
+    lab.assert_equal("parts", "whole")

@@ -1,13 +1,18 @@
 """A stage asked for more goes on from before its cool-down, exactly; what may change under it, and what not."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from inheritune.data.batches import Position
 from inheritune.data.shards import Shards, prepare
-from inheritune.errors import RecipeError, Stopped
+from inheritune.errors import RecipeError, Stopped, SurgeryError, TrainingError
 from inheritune.training import loop, stage
+from inheritune.training.settings import passes_with
 from inheritune.training.stage import open_checkpoint, read_result
 
 EVEN = {"warmup_fraction": 0.0, "cooldown_fraction": 0.25}  # the rise is part of the plan: without one, plans agree
@@ -190,3 +195,149 @@ def test_settings_name_what_the_stage_was_made_by(lab):
     lab.run("out", recipe=EVEN)
     settings = json.loads((lab.folder / "out" / "settings.json").read_text())
     assert settings["schedule"]["num_steps"] == 12 and settings["passes"] == [[0, 12 * lab.BATCH]]
+
+
+BUDGETS = st.lists(st.integers(1, 50), min_size=1, max_size=4).map(
+    lambda steps: [1000 * sum(steps[: i + 1]) for i in range(len(steps))]
+)
+
+
+@given(BUDGETS, st.integers(0, 3), st.integers(0, 5))
+def test_raised_at_once_or_in_steps_before_any_is_reached_the_passes_are_the_same(budgets, pass_index, row):
+    position, first = Position(pass_index, row), ((0, 1000),)
+    in_steps = first
+    for budget in budgets:
+        in_steps = passes_with(in_steps, position, budget)
+    assert in_steps == passes_with(first, position, budgets[-1])
+
+
+@given(st.integers(1, 50), st.integers(1, 50), st.integers(0, 3), st.integers(0, 5))
+def test_what_was_begun_stays_and_every_new_token_is_gone_through(first, more, pass_index, row):
+    passes = passes_with(((0, first),), Position(pass_index, row), first + more)
+    begun = pass_index + (row > 0)
+    assert passes[:begun] == ((0, first),) * begun
+    assert passes[begun] == (first if begun else 0, first + more)
+    assert passes[-1] == (0, first + more)
+
+
+def test_extended_again_after_a_kill_in_the_middle_of_being_extended(lab, monkeypatch):
+    lab.run("whole", recipe={**EVEN, "passes": 4})
+    with pytest.raises(Stopped):
+        lab.run("out", recipe=EVEN, stop=lab.StopAt(13))  # in the cool-down
+    honest, calls = stage.drop_after, []
+
+    def killed(*given, **named):
+        calls.append(1)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stage, "drop_after", killed)
+    with pytest.raises(KeyboardInterrupt):
+        lab.run("out", recipe={**EVEN, "passes": 2})
+    monkeypatch.setattr(stage, "drop_after", honest)
+    assert calls
+    lab.run("out", recipe={**EVEN, "passes": 4})
+    lab.assert_equal("out", "whole", ["train"])
+
+
+def test_a_damaged_checkpoint_of_an_extended_stage_is_passed_over_and_told(lab):
+    lab.run("whole", recipe={**EVEN, "passes": 2})
+    lab.run("out", recipe=EVEN)
+    with pytest.raises(Stopped):
+        lab.run("out", recipe={**EVEN, "passes": 2}, stop=lab.StopAt(6))
+    newest = max((lab.folder / "out" / "checkpoints").glob("step-*"))
+    (newest / "state.json").write_text("")
+    lab.run("out", recipe={**EVEN, "passes": 2})
+    assert any(kind == "damaged" and newest.name in message for kind, message in lab.events)
+    lab.assert_equal("out", "whole", ["train"])
+
+
+@pytest.mark.parametrize("cooldown", [0.0, 0.25])
+def test_without_checkpoint_and_start_nothing_is_trained_from_the_wrong_weights(cooldown, lab):
+    recipe = {**EVEN, "cooldown_fraction": cooldown}
+    start = lab.start(name="gone")
+    lab.run("out", recipe=recipe, start=start)
+    shutil.rmtree(start)
+    if cooldown:
+        with pytest.raises(Stopped):
+            lab.run("out", recipe={**recipe, "passes": 2}, start=start, stop=lab.StopAt(3))
+    shutil.rmtree(lab.folder / "out" / "checkpoints")
+    with pytest.raises((RecipeError, SurgeryError), match=r"is gone|there is no folder"):
+        lab.run("out", recipe={**recipe, "passes": 2}, start=start)
+
+
+@pytest.mark.parametrize("killed_before_training", [True, False])
+def test_a_stage_that_goes_on_from_another_sees_the_added_text(killed_before_training, lab, text_file, monkeypatch):
+    def shards(budget):
+        tokenizer = Shards.open(lab.shards).tokenizer
+        return prepare(
+            [str(text_file)],
+            lab.folder / "data",
+            tokenizer=tokenizer,
+            token_budget=budget,
+            min_documents=60,
+            may_grow=True,
+        )
+
+    recipe = {**EVEN, "passes": 4}
+    lab.run("before", shards=shards(3000), tokens=3000, recipe=recipe)
+    trunk = open_checkpoint(lab.folder / "before")
+    position = json.loads((trunk / "state.json").read_text())["position"]
+    if killed_before_training:
+
+        def killed(*_):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "_take_step", killed)
+            with pytest.raises(KeyboardInterrupt):
+                lab.run(
+                    "after", shards=Shards.open(lab.folder / "data"), tokens=3000, recipe=recipe, moments_from=trunk
+                )
+    lab.run("after", shards=shards(4000), tokens=4000, recipe=recipe, moments_from=trunk)
+    passes = json.loads((lab.folder / "after" / "settings.json").read_text())["passes"]
+    assert passes == [*[[0, 3000]] * (position["pass_index"] + 1), [3000, 4000], [0, 4000]]
+
+
+def test_a_micro_batch_counts_from_where_training_goes_on_and_not_for_what_is_finished(lab, monkeypatch):
+    def size():
+        return json.loads((lab.folder / "out" / "probe.json").read_text())["micro_batch"]
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(Stopped):
+        lab.run("out", recipe={"micro_batch": 8}, stop=lab.StopAt(6))
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "load_model", killed)
+        with pytest.raises(KeyboardInterrupt):
+            lab.run("out", recipe={"micro_batch": 3})
+    lab.run("out", recipe={"micro_batch": 8})
+    assert size() == 8
+    lab.run("out", recipe={"micro_batch": 3})
+    assert size() == 8
+
+
+@pytest.mark.reliability("R21")
+def test_fewer_passes_are_refused_though_the_tokens_are_as_many(lab):
+    lab.run("out", tokens=6 * lab.BATCH, recipe={**EVEN, "passes": 2})
+    with pytest.raises(RecipeError, match="passes: 2 -> 1"):
+        lab.run("out", tokens=12 * lab.BATCH, recipe=EVEN)
+
+
+def test_a_look_that_is_not_taken_again_keeps_its_line(lab):
+    with pytest.raises(Stopped):
+        lab.run("out", recipe={"validations": 2}, stop=lab.StopAt(9))
+    steps = [line["step"] for line in lab.losses("out") if line["kind"] == "validation"]
+    lab.run("out", recipe={"validations": 3})
+    after = [line["step"] for line in lab.losses("out") if line["kind"] == "validation"]
+    assert after == sorted({*steps, 0, 4, 8, 12}) or after == sorted({*steps, 8, 12})
+
+
+def test_a_damaged_state_to_go_on_from_is_refused(lab):
+    lab.run("before", recipe=EVEN)
+    trunk = open_checkpoint(lab.folder / "before")
+    content = bytearray((trunk / "optimizer.safetensors").read_bytes())
+    content[-3] ^= 0x40
+    (trunk / "optimizer.safetensors").write_bytes(bytes(content))
+    with pytest.raises(TrainingError, match="from which training was to go on, is damaged or gone"):
+        lab.run("after", recipe=EVEN, moments_from=trunk)

@@ -93,6 +93,7 @@ def prepare(
         "shard_tokens": shard_tokens,
     }
     _check_settings(settings)
+    runs.recover(folder)
     former = None
     if (folder / MANIFEST).exists():
         there = Shards.open(folder)

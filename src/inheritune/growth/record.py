@@ -149,15 +149,15 @@ def _models(run: Run, found: Found) -> dict[str, Any]:
 
 
 def _bump(rounds: list[Round], index: int) -> float | None:
-    """How much the watch loss rose when layers were added: before training, minus that of the child it grew from.
+    """How far the watch loss before a round's training lies above that of the child before it; None for the first.
 
-    That child is the one before its cool-down where growth goes on from there. None for the first round.
+    Where growth goes on from before a cool-down, the child before it is the one that was grown, not yet cooled.
     """
     if index == 0:
         return None
     before = rounds[index - 1].loop
-    grew_from = before.watch_nats if before.open_watch_nats is None else before.open_watch_nats
-    return rounds[index].loop.start_watch_nats - grew_from
+    child_before = before.watch_nats if before.open_watch_nats is None else before.open_watch_nats
+    return rounds[index].loop.start_watch_nats - child_before
 
 
 def _size_and_loss(scored: Scored) -> dict[str, Any]:

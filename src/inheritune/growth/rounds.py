@@ -34,6 +34,7 @@ from inheritune.surgery.folder import build_config, build_on_meta, check_files, 
 from inheritune.surgery.positions import check_positions
 from inheritune.surgery.selection import is_prefix, parse_selection
 from inheritune.training.plan import LoopResult
+from inheritune.training.stage import read_result
 
 
 def search(run: Run) -> Found:
@@ -82,6 +83,13 @@ def search(run: Run) -> Found:
             stopped_because = f"growth.total_tokens is spent ({spent} of {total})"
             break
         may_extend = number >= len(begun)  # an earlier round was followed by a deeper one and stays as it is
+        if may_extend and (done := read_result(run.stage(f"round-{number}"))) and total is not None:
+            more = round_tokens - done.loop.tokens
+            if more > 0 and spent + done.loop.spent_tokens + more > total:
+                run.event(
+                    f"round-{number}", "not extended", f"{more} more tokens are beyond growth.total_tokens ({total})"
+                )
+                may_extend = False
         finished.append(_round(run, number, depth, reference, watch_nats, shards, finished, may_extend))
         if len(reference.decide) < TOO_FEW_DOCUMENTS:
             stopped_because = (

@@ -20,7 +20,7 @@ from inheritune.recipe import Recipe, TrainRecipe
 from inheritune.surgery.anatomy import anatomy_of_folder
 from inheritune.surgery.deepen import deepen
 from inheritune.surgery.transplant import inherit
-from inheritune.training.checkpoint import MODEL, read_tensors
+from inheritune.training.checkpoint import MODEL, read_tensors, require_whole
 from inheritune.training.gradient import LOGITS_AT_ONCE
 from inheritune.training.plan import plan_steps
 from inheritune.training.stage import TrainResult, open_checkpoint, read_result, train
@@ -43,7 +43,7 @@ def make_reference(run: Run) -> Path:
             train_tokenizer(texts, vocabulary_size, tokenizer)
         shards = prepare_shards(run, tokenizer)
         plain = {"passes": making.passes, "freeze": [], "distill_weight": 0.0}
-        result = _train_stage(
+        _train_stage(
             run,
             "reference",
             shards,
@@ -51,8 +51,10 @@ def make_reference(run: Run) -> Path:
             make_start=lambda start: start_from_config(making.config, tokenizer, start, seed=recipe.seed),
             fresh_layers="all",
         )
-        runs.remove_folder(stage / "checkpoints")  # a reference is not grown
-        runs.write_json(stage / "model" / TRAINING_RECORD, {"tokens": result.loop.tokens})
+    runs.remove_folder(stage / "checkpoints")  # a reference is not grown
+    if not (stage / "model" / TRAINING_RECORD).exists():
+        tokens = runs.read_json(stage / "result.json")["tokens"]
+        runs.write_json(stage / "model" / TRAINING_RECORD, {"tokens": tokens})
     return stage / "model"
 
 
@@ -126,6 +128,7 @@ def train_round(
             certificate = inherit(reference.model, start, layers=depth)
             what = f"inherited layers 0 to {depth - 1} of {reference.depth}"
         else:
+            require_whole(trunk)
             certificate = deepen(
                 before.child.model,
                 reference.model,
@@ -142,9 +145,9 @@ def train_round(
             f"round {number} | {what} | certificate {certificate.kind}, largest difference "
             f"{certificate.max_abs_difference}",
         )
+        if before and trunk is None:
+            runs.remove_folder(run.stage(before.stage) / "checkpoints")  # nothing starts from it any more
 
-    if before and not trunk:
-        runs.remove_folder(run.stage(before.stage) / "checkpoints")  # nothing starts from it any more
     result = _train_stage(
         run,
         name,
@@ -154,7 +157,7 @@ def train_round(
         label=f"round {number} | depth {depth}",
         target_nats=target_nats,
         teacher=reference.model if recipe.distill_weight else None,
-        fresh_layers=range(before.child.depth, depth) if before else (),
+        fresh_layers=range(before.child.depth, depth) if before and trunk else (),
         moments_from=trunk,
         look_before_cooldown=mode != "restart",
     )
@@ -191,6 +194,7 @@ def train_scratch(
 def begun_depth(run: Run, name: str) -> int | None:
     """Layers of a stage's model, finished or being trained; None where it was not begun."""
     for folder in (run.stage(name) / "model", run.stage(name) / "start"):
+        runs.recover(folder)
         if (folder / "config.json").exists():
             return anatomy_of_folder(folder).depth
     return None
@@ -215,7 +219,8 @@ def _train_stage(
     stage = run.stage(name)
     start = stage / "start"
     if not (stage / "result.json").exists():
-        finished_once = (stage / "model" / "config.json").exists()  # and trained on: no start is needed any more
+        # Finished once and asked for more: what it started from is gone, and its checkpoint holds every weight.
+        finished_once = (stage / "model" / "config.json").exists() and any((stage / "checkpoints").glob("step-*"))
         if not finished_once and not (start / "config.json").exists():
             make_start(start)
         _announce(run, label or name, stage / "model" if finished_once else start, shards, recipe, total_tokens)

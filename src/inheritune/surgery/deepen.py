@@ -8,6 +8,7 @@ them, as long as it still does; those that cannot be put back are the ones that 
 
 # B batch, T positions, D hidden size.
 
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -28,6 +29,9 @@ from inheritune.surgery.tensor_file import CHUNK_BYTES, TensorEntry, read_header
 from inheritune.surgery.transplant import copy_companions, inherit
 
 Added = Literal["reference", "identity"]
+
+LEFT_OVER = ".deepen-"
+"""Begins the name of the folder that holds the reference's deeper prefix for a while."""
 
 
 def deepen(
@@ -64,7 +68,7 @@ def deepen(
     depth = find_layers(shallow).depth
     if depth >= layers:
         raise SurgeryError(f"{child} has {depth} layers already. Ask for more than {depth}.")
-    with tempfile.TemporaryDirectory(dir=_place(out), prefix=".deepen-") as temporary:
+    with tempfile.TemporaryDirectory(dir=_place(out), prefix=LEFT_OVER) as temporary:
         inherited = inherit(reference, Path(temporary) / "inherited", layers=layers)
         deep = load_model(Path(temporary) / "inherited")
     _overlay(deep, _tensors(shallow), child)
@@ -102,8 +106,10 @@ def deepen(
 
 
 def _place(out: Path) -> Path:
-    """The folder beside which ``out`` is made."""
+    """The folder in which ``out`` is made, without what a killed call has left there."""
     out.parent.mkdir(parents=True, exist_ok=True)
+    for left_over in out.parent.glob(f"{LEFT_OVER}*"):
+        shutil.rmtree(left_over, ignore_errors=True)
     return out.parent
 
 

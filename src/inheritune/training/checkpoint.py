@@ -45,6 +45,10 @@ class State:
     """Steps left out, in all."""
     num_steps: int = 0
     """Steps of the schedule that it was made under."""
+    anchor: int = -1
+    """Step of the checkpoint that a bad step goes back to; -1 where there is none."""
+    rewound_tokens: int = 0
+    """Tokens of steps that going back has undone; they were paid for."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for ``state.json``."""
@@ -178,10 +182,31 @@ def find_checkpoint(folder: Path, tell: Callable[[str], None] = lambda message: 
 def drop_after(folder: Path, step: int, *, unless_of: int | None = None) -> None:
     """Delete the checkpoints beyond a step, newest first, but those made under a schedule of ``unless_of`` steps."""
     for checkpoint in sorted(folder.glob("step-*"), reverse=True):
-        if step_of(checkpoint) > step and (unless_of is None or read_state(checkpoint).num_steps != unless_of):
+        if step_of(checkpoint) > step and (unless_of is None or _num_steps(checkpoint) not in (None, unless_of)):
             runs.remove_folder(checkpoint)
     if left := sorted(folder.glob("step-*")):
         runs.write_text(folder / "latest", left[-1].name + "\n")
+
+
+def _num_steps(checkpoint: Path) -> int | None:
+    """Steps of the schedule that a checkpoint was made under; None where that cannot be read."""
+    try:
+        return read_state(checkpoint).num_steps
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # damaged: passed over and told of where a checkpoint is looked for
+
+
+def require_whole(checkpoint: Path) -> None:
+    """Refuse to build on a checkpoint of another stage that is damaged or gone.
+
+    Raises:
+        TrainingError: it is.
+    """
+    if not verifies(checkpoint):
+        raise TrainingError(
+            f"{checkpoint}, from which training was to go on, is damaged or gone, and no other holds this state. "
+            "Restore it, start over with --fresh, or choose another run_dir."
+        )
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -51,19 +51,20 @@ def with_latest(recent_nats: Sequence[float], loss_nats: float) -> tuple[float, 
     return (*recent_nats, loss_nats)[-WINDOW_STEPS:]
 
 
-def culprit(model: nn.Module, forward: Callable[[Tensor], Any], ids_MT: Tensor) -> str:
+def culprit(model: nn.Module, ids_BT: Tensor) -> str:
     """Which layer and tensor the trouble comes from: the first weight, output or gradient that is not finite.
 
     Args:
         model: with the gradients of the bad step still there.
-        forward: runs the model on some ids, as training does.
-        ids_MT: of one micro-batch.
+        ids_BT: token ids of the bad step, int64 (B, T); they are run one by one.
     """
     for name, parameter in model.named_parameters():
         if bad := _not_finite(parameter):
             return f"weight {name}: {bad}"
     with torch.no_grad(), torch.compiler.set_stance("force_eager"), _watching(model) as found:
-        forward(ids_MT)
+        for ids_1T in ids_BT.split(1):
+            if not found:
+                model(input_ids=ids_1T, use_cache=False)
     if found:
         return f"output of {found[0][0]}: {found[0][1]}"
     gradients = [(name, parameter.grad) for name, parameter in model.named_parameters() if parameter.grad is not None]

@@ -38,6 +38,7 @@ from inheritune.training.checkpoint import (
     load_moments,
     read_state,
     read_tensors,
+    require_whole,
     save_checkpoint,
     verifies,
 )
@@ -128,21 +129,23 @@ def run_loop(
             state = _load(checkpoint, model, optimiser, average)
             record_event("resumed", f"{plan.label} goes on at step {state.step} of {plan.num_steps}")
         elif plan.moments_from:
+            require_whole(plan.moments_from)
             load_moments(plan.moments_from, model, optimiser)
             state = replace(state, position=read_state(plan.moments_from).position)
         state = replace(state, num_steps=plan.num_steps)
-        metrics = MetricsLog(metrics_path, plan.stage, resumed_step=state.step)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         looks = plan.looks(recipe.validations)
-        anchors = looks if recipe.on_bad_step == "rewind" else set()
+        metrics = MetricsLog(
+            metrics_path, plan.stage, resumed_step=state.step, looked_again=state.step in {*looks, plan.num_steps}
+        )
+        rewinds = recipe.on_bad_step == "rewind"
+        if rewinds and checkpoint and not verifies(_folder(checkpoints, state.anchor)):
+            state = replace(state, anchor=state.step)  # the policy is new: back to where it was taken up
         watch_nats: float | None = None
         started = time.monotonic() - state.elapsed_s
         pace: deque[float] = deque(maxlen=PACE_STEPS)  # seconds of the latest steps
         last_saved_s = time.monotonic()
         last_step_s: float | None = None
-
-        def anchor_step() -> int:
-            return max((step for step in anchors if step <= state.step), default=-1)
 
         def save() -> None:
             metrics.sync()
@@ -152,7 +155,7 @@ def run_loop(
                 optimiser,
                 state,
                 keep=recipe.keep_checkpoints,
-                held={plan.schedule.open_step, anchor_step()},
+                held={plan.schedule.open_step, state.anchor},
                 average=average.tensors() if average else None,
             )
 
@@ -167,8 +170,7 @@ def run_loop(
             except EvaluationError as error:
                 ids_MT = torch.from_numpy(watch[0][None, : plan.sequence_length].astype(np.int64)).to(device)
                 raise TrainingError(
-                    f"{plan.label}, after step {state.step}: {error} Where it comes from: "
-                    f"{culprit(model, functions.body, ids_MT)}."
+                    f"{plan.label}, after step {state.step}: {error} Where it comes from: {culprit(model, ids_MT)}."
                 ) from error
             save_sums(stage_folder / "validation" / name, sums)
             return token_mean(sums)
@@ -186,8 +188,8 @@ def run_loop(
         try:
             while state.step < plan.num_steps:
                 stop_here()
-                if state.step in anchors and not verifies(checkpoints / f"step-{state.step:08d}"):
-                    state = replace(state, setbacks=0)
+                if rewinds and state.step in looks and state.step != state.anchor:
+                    state = replace(state, anchor=state.step, setbacks=0)
                     save()
                 if state.step in looks:
                     watch_nats, _ = validate()
@@ -207,21 +209,23 @@ def run_loop(
                 grad_norm = float(norm)
                 why = trouble(losses.token_nats, grad_norm, state.recent_nats)
                 if why:
-                    _refuse_more(why, model, functions, rows[: choices.micro_batch, :-1], state, plan, recipe)
+                    back = _folder(checkpoints, state.anchor)
+                    _refuse_more(why, model, rows, state, plan, recipe, may_rewind=rewinds and verifies(back))
                     event = f"{plan.label}, step {state.step}: {why}"
-                    if recipe.on_bad_step == "rewind":
-                        back = checkpoints / f"step-{anchor_step():08d}"
-                        record_event("bad step", f"{event}; back to step {anchor_step()}, on with the text after it")
-                        setbacks = state.setbacks + 1
-                        drop_after(checkpoints, anchor_step())
+                    if rewinds:
+                        record_event("bad step", f"{event}; back to step {state.anchor}, on with the text after it")
+                        drop_after(checkpoints, state.anchor)
+                        steps_lost = state.step + 1 - state.anchor
                         state = replace(
                             _load(back, model, optimiser, average),
                             position=position,
-                            setbacks=setbacks,
+                            setbacks=state.setbacks + 1,
+                            anchor=state.anchor,
+                            rewound_tokens=state.rewound_tokens + steps_lost * plan.batch_tokens,
                             num_steps=plan.num_steps,
                         )
                         metrics.close()
-                        metrics = MetricsLog(metrics_path, plan.stage, resumed_step=state.step)
+                        metrics = MetricsLog(metrics_path, plan.stage, resumed_step=state.step, looked_again=True)
                         continue
                     record_event("bad step", f"{event}; its update is left out")
                 else:
@@ -237,7 +241,7 @@ def run_loop(
                     position=position,
                     elapsed_s=now - started,
                     recent_nats=state.recent_nats if why else with_latest(state.recent_nats, losses.token_nats),
-                    setbacks=state.setbacks + 1 if why else state.setbacks if anchors else 0,
+                    setbacks=state.setbacks + 1 if why else state.setbacks if rewinds else 0,
                     skipped=state.skipped + bool(why),
                 )
                 if last_step_s is not None:  # the first step of a process compiles, and says nothing of the pace
@@ -286,10 +290,16 @@ def run_loop(
         watch_nats=last_nats,
         peak_memory_bytes=peak_memory_bytes(device),
         skipped=state.skipped,
+        discarded_tokens=state.rewound_tokens,
         average_watch_nats=average_nats,
         open_watch_nats=_looked_at(stage_folder, open_tokens) if plan.look_before_cooldown else None,
     )
     return result, average
+
+
+def _folder(checkpoints: Path, step: int) -> Path:
+    """Where the checkpoint of a step is, or would be."""
+    return checkpoints / f"step-{step:08d}"
 
 
 def _load(checkpoint: Path, model: nn.Module, optimiser: torch.optim.Optimizer, average: WeightAverage | None) -> State:
@@ -308,12 +318,16 @@ def _try_gradient(
     Raises:
         TrainingError: not even one sequence fits.
     """
+    random = [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if rows.is_cuda else [])]
     try:
         optimiser.zero_grad(set_to_none=True)
         return accumulate_gradient(functions, rows, choices)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
+        torch.set_rng_state(random[0])  # the failed attempt has drawn its dropout
+        if rows.is_cuda:
+            torch.cuda.set_rng_state(random[1])
         if choices.micro_batch == 1:
             raise TrainingError(
                 f"{plan.label}: not enough memory for one sequence of {plan.sequence_length} tokens. "
@@ -342,23 +356,25 @@ def _take_step(optimiser: torch.optim.Optimizer, plan: LoopPlan) -> None:
 def _refuse_more(
     why: str,
     model: nn.Module,
-    functions: LossFunctions,
-    ids_MT: Tensor,
+    rows: Tensor,
     state: State,
     plan: LoopPlan,
     recipe: TrainRecipe,
+    *,
+    may_rewind: bool,
 ) -> None:
-    """End the run at a bad step where the recipe says so, or where leaving steps out does not help.
+    """End the run at a bad step where the recipe says so, or where leaving steps out or going back does not help.
 
     Raises:
         TrainingError: names the step, the reason and the tensor.
     """
-    if recipe.on_bad_step != "stop" and state.setbacks + 1 < MOST_SETBACKS:
+    goes_on = recipe.on_bad_step == "skip" or may_rewind
+    if goes_on and state.setbacks + 1 < MOST_SETBACKS:
         return
     often = "" if recipe.on_bad_step == "stop" else f" ({state.setbacks + 1} setbacks in a row)"
     raise TrainingError(
         f"{plan.label}: {why} at step {state.step}{often}. Where it comes from: "
-        f"{culprit(model, functions.body, ids_MT)}. No bad step was taken, and the last checkpoint holds. Lower "
+        f"{culprit(model, rows[:, :-1])}. No bad step was taken, and the last checkpoint holds. Lower "
         "train.peak_lr, set train.precision: float32, or choose another train.on_bad_step."
     )
 

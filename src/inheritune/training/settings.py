@@ -8,15 +8,13 @@ from typing import Any
 from inheritune import runs
 from inheritune.data.batches import Position
 from inheritune.errors import RecipeError
+from inheritune.recipe import KEEPING_KEYS
 from inheritune.training.schedule import Schedule
 
 FILE = "settings.json"
 
-FREE = ("validations", "save_every_minutes", "keep_checkpoints", "micro_batch", "on_bad_step")
-"""Keys of the train part that may change at any start: they say how a stage is watched, kept and fitted into memory."""
-
-GROWING = ("passes",)
-"""Keys that may only rise, and count through the stage's tokens."""
+FREE = {key.removeprefix("train.") for key in KEEPING_KEYS}
+"""Keys of the train part that may change at any start."""
 
 START_OVER = "Choose another folder, or start over with --fresh (from Python: resume=False)."
 
@@ -104,7 +102,9 @@ def changes(before: Settings, asked: Settings, stage_folder: Path) -> Changes:
     differing = {key: pair for key, pair in recipe.items() if pair[0] != pair[1]}
     fixed = ("model", "teacher", "moments_from", "validation", "fresh_layers", "sequence_length", "seed")
     refused = {key: (old[key], new[key]) for key in fixed if json.dumps(old[key]) != json.dumps(new[key])}
-    refused |= {key: pair for key, pair in differing.items() if key not in (*FREE, *GROWING)}
+    refused |= {key: pair for key, pair in differing.items() if key not in FREE and key != "passes"}
+    if asked.recipe["passes"] < before.recipe["passes"]:
+        refused["passes"] = differing["passes"]
     more = asked.total_tokens > before.total_tokens
     if asked.total_tokens < before.total_tokens:
         refused["total_tokens"] = (before.total_tokens, asked.total_tokens)
@@ -130,26 +130,33 @@ def changes(before: Settings, asked: Settings, stage_folder: Path) -> Changes:
 def extended(before: Settings, asked: Settings, position: Position) -> Settings:
     """The stage as it was begun, to be trained on more tokens.
 
-    Rise and peak stay; the peak is held longer and the cool-down fits the new length. The pass under way is finished;
-    then comes text that a larger budget has added, then everything, again and again.
+    Rise and peak stay; the peak is held longer and the cool-down fits the new length.
 
     Args:
         before: what it was begun with, or extended to.
         asked: what is asked now.
         position: in the data, from which it goes on.
     """
-    begin, end = before.budget_tokens, asked.budget_tokens
-    passes = before.passes
-    if end > begin:
-        under_way = [passes[min(index, len(passes) - 1)] for index in range(position.pass_index + 1)]
-        passes = (*under_way, (begin, end), (0, end))
     num_steps = asked.total_tokens // (before.batch_sequences * before.sequence_length)
     return replace(
         before,
         recipe=asked.recipe,
         shards=asked.shards,
-        budget_tokens=end,
+        budget_tokens=asked.budget_tokens,
         total_tokens=asked.total_tokens,
         schedule=before.schedule.extended(num_steps, asked.recipe["cooldown_fraction"]),
-        passes=passes,
+        passes=passes_with(before.passes, position, asked.budget_tokens),
     )
+
+
+def passes_with(passes: tuple[tuple[int, int], ...], position: Position, budget: int) -> tuple[tuple[int, int], ...]:
+    """The passes under a larger budget, from some position on: nothing that was gone through is reshuffled.
+
+    The pass under way is finished; then comes the text that was in none so far, then everything, again and again.
+    """
+    begun = position.pass_index + (1 if position.row else 0)
+    kept = [passes[min(index, len(passes) - 1)] for index in range(begun)]
+    seen = max((end for _, end in kept), default=0)
+    if budget <= max(seen, passes[-1][1]):
+        return passes
+    return (*kept, (seen, budget), (0, budget))

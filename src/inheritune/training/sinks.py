@@ -22,11 +22,11 @@ PLAIN_INTERVAL_S = 15.0
 class MetricsLog:
     """One JSON object a line; a line torn by a kill is cut off when the stage resumes."""
 
-    def __init__(self, path: Path, stage: str, *, resumed_step: int) -> None:
+    def __init__(self, path: Path, stage: str, *, resumed_step: int, looked_again: bool = True) -> None:
         """Open for appending, after dropping what this stage wrote beyond ``resumed_step``.
 
         Training lines count steps done; a validation line of step n is written before step n + 1 is made, and so
-        again after a resume at n.
+        again after a resume at n, where that is a step to look at (``looked_again``).
         """
         self.stage = stage
         kept = []
@@ -35,7 +35,7 @@ class MetricsLog:
                 entry = json.loads(line)
             except json.JSONDecodeError:
                 continue  # torn by a kill: the step it tells of is made again
-            last_kept = resumed_step if entry["kind"] == "train" else resumed_step - 1
+            last_kept = resumed_step - 1 if entry["kind"] == "validation" and looked_again else resumed_step
             if entry["stage"] != stage or entry["step"] <= last_kept:
                 kept.append(json.dumps(entry) + "\n")
         runs.write_text(path, "".join(kept))

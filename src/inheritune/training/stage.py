@@ -23,13 +23,13 @@ from inheritune.surgery.certificate import FILE as CERTIFICATE
 from inheritune.surgery.folder import load_model, quiet, resolve
 from inheritune.surgery.positions import check_positions
 from inheritune.surgery.transplant import copy_companions
-from inheritune.training.checkpoint import drop_after, find_checkpoint, read_state, verifies
+from inheritune.training.checkpoint import drop_after, find_checkpoint, read_state, require_whole, verifies
 from inheritune.training.loop import run_loop
 from inheritune.training.passes import warning_of_passes
 from inheritune.training.plan import LoopPlan, LoopResult, plan_steps
 from inheritune.training.schedule import plan_schedule
 from inheritune.training.settings import FILE as SETTINGS
-from inheritune.training.settings import Settings, changes, extended
+from inheritune.training.settings import Settings, changes, extended, passes_with
 from inheritune.training.sinks import Progress, Silent
 
 STAGE_ENTRIES = {
@@ -134,6 +134,8 @@ def train(
         _refuse_foreign(stage_folder)
         if not resume:
             _clear(stage_folder)
+        for name_of_folder in ("model", "average"):
+            runs.recover(stage_folder / name_of_folder)
         before = Settings.load(stage_folder)
         taught = teacher is not None and recipe.distill_weight > 0
         total = total_tokens or budget * recipe.passes
@@ -156,20 +158,24 @@ def train(
             total_tokens=total,
             batch_sequences=batch_sequences,
             schedule=plan_schedule(recipe, num_steps),
-            passes=_passes_before(moments_from) or ((0, budget),),
+            passes=_passes_before(moments_from, budget) or ((0, budget),),
         )
-        settings = _go_on(before, asked, stage_folder, tell) if before else asked
+        settings = _go_on(before, asked, stage_folder, moments_from, tell) if before else asked
         if finished := read_result(stage_folder):
+            _keep_only_open(stage_folder, settings)  # the others are left where a kill came before this
             return finished
 
-        kept = stage_folder / "model"  # of a stage that was finished once, when its start may be gone: the same tensors
-        start_folder = kept if kept.is_dir() and not Path(model).is_dir() else resolve(model)
+        start_folder = _start_of(model, stage_folder)
         network = load_model(start_folder)
         check_vocabulary(shards, network.get_input_embeddings().weight.shape[0])
         for warning in (check_positions(network.config, sequence_length), warning_of_passes(recipe.passes)):
             if warning:
                 tell("warning", warning)
         _check_tokenizer(start_folder, shards)
+        if before:
+            for each in changes(before, asked, stage_folder).allowed:
+                tell("changed", f"{stage_folder.name} | {each}")
+            _change_micro_batch(before, asked, stage_folder / "probe.json", tell)
         runs.write_json(stage_folder / SETTINGS, settings.to_json())
         watch = shards.sequence("watch")
         stage_name = name or stage_folder.name
@@ -201,7 +207,11 @@ def train(
             with average.applied_to(network):
                 _save_model(network, start_folder, stage_folder / "average")
         _save_model(network, start_folder, stage_folder / "model")
-        loop = replace(loop, discarded_tokens=settings.discarded_tokens, discarded_s=settings.discarded_s)
+        loop = replace(
+            loop,
+            discarded_tokens=settings.discarded_tokens + loop.discarded_tokens,
+            discarded_s=settings.discarded_s,
+        )
         runs.write_json(stage_folder / "result.json", loop.to_json())
         _keep_only_open(stage_folder, settings)
         result = read_result(stage_folder)
@@ -215,9 +225,8 @@ def read_result(stage_folder: Path) -> TrainResult | None:
     if settings is None or not path.exists():
         return None
     loop = LoopResult(**runs.read_json(path))
-    if (loop.steps, loop.discarded_tokens) != (settings.schedule.num_steps, settings.discarded_tokens):
+    if loop.steps != settings.schedule.num_steps:  # an extension has more
         return None
-    _keep_only_open(stage_folder, settings)  # the others are left where a kill came before this
     average = stage_folder / "average"
     return TrainResult(stage_folder / "model", loop, average if average.exists() else None)
 
@@ -241,39 +250,68 @@ def _keep_only_open(stage_folder: Path, settings: Settings) -> None:
             runs.remove_folder(checkpoint)
 
 
-def _go_on(before: Settings, asked: Settings, stage_folder: Path, tell: Callable[[str, str], None]) -> Settings:
+def _start_of(model: str | Path, stage_folder: Path) -> Path:
+    """What a stage starts from; where that is gone, as after a first end, its model, which has the same tensors.
+
+    Those tensors' values are then a checkpoint's.
+
+    Raises:
+        SurgeryError: it is gone, and there is no checkpoint.
+    """
+    kept = stage_folder / "model"
+    if kept.is_dir() and not Path(model).is_dir() and find_checkpoint(stage_folder / "checkpoints"):
+        return kept
+    return resolve(model)
+
+
+def _go_on(
+    before: Settings,
+    asked: Settings,
+    stage_folder: Path,
+    moments_from: Path | None,
+    tell: Callable[[str, str], None],
+) -> Settings:
     """The settings that an earlier start is gone on with; an extension takes the stage back to before its cool-down.
 
     Raises:
         RecipeError: what is asked is not what was begun, nor more of it.
     """
     changed = changes(before, asked, stage_folder)
-    for each in changed.allowed:
-        tell("changed", f"{stage_folder.name} | {each}")
-    settings = replace(before, recipe=asked.recipe)
-    _change_micro_batch(before, asked, stage_folder / "probe.json", tell)
-    if changed.extends:
-        settings = _extend(before, asked, stage_folder, tell)
-    if settings.branched_at is not None:  # what a kill has left of another branch
-        drop_after(stage_folder / "checkpoints", settings.branched_at, unless_of=settings.schedule.num_steps)
+    _drop_other_branches(before, stage_folder)
+    if not changed.extends:
+        return replace(before, recipe=asked.recipe)
+    settings = _extend(before, asked, stage_folder, moments_from, tell)
+    _drop_other_branches(settings, stage_folder)
     return settings
 
 
-def _extend(before: Settings, asked: Settings, stage_folder: Path, tell: Callable[[str, str], None]) -> Settings:
+def _drop_other_branches(settings: Settings, stage_folder: Path) -> None:
+    """Delete checkpoints of a cool-down that was thrown away, which a kill may have left."""
+    if settings.branched_at is not None:
+        drop_after(stage_folder / "checkpoints", settings.branched_at, unless_of=settings.schedule.num_steps)
+
+
+def _extend(
+    before: Settings,
+    asked: Settings,
+    stage_folder: Path,
+    moments_from: Path | None,
+    tell: Callable[[str, str], None],
+) -> Settings:
     """Write down that the stage is to be trained on more tokens, and where it goes on.
 
     Raises:
         RecipeError: the state from before the cool-down is gone.
     """
     opened, result = before.schedule.open_step, read_result(stage_folder)
-    newest = find_checkpoint(stage_folder / "checkpoints")
+    newest = find_checkpoint(stage_folder / "checkpoints", lambda message: tell("damaged", message))
     state = read_state(newest) if newest else None
     steps_done, elapsed_s = (state.step, state.elapsed_s) if state else (0, 0.0)
     if result:
         steps_done, elapsed_s = result.loop.steps, result.loop.elapsed_s
     assert opened is not None
     settings = before
-    if steps_done > opened:
+    if result or steps_done > opened:
         kept = open_checkpoint(stage_folder)
         if not verifies(kept):
             raise RecipeError(
@@ -287,7 +325,11 @@ def _extend(before: Settings, asked: Settings, stage_folder: Path, tell: Callabl
             + (steps_done - opened) * before.batch_sequences * before.sequence_length,
             discarded_s=before.discarded_s + elapsed_s - state.elapsed_s,
         )
-    settings = extended(settings, asked, state.position if state else Position(0, 0))
+    position = state.position if state else Position(0, 0)
+    if state is None and moments_from:
+        require_whole(moments_from)
+        position = read_state(moments_from).position
+    settings = extended(settings, asked, position)
     if settings.schedule.num_steps <= before.schedule.num_steps:
         return replace(before, recipe=asked.recipe)  # more tokens, and not one whole step more
     settings = replace(settings, branched_at=state.step if state else 0)
@@ -304,9 +346,12 @@ def _extend(before: Settings, asked: Settings, stage_folder: Path, tell: Callabl
 def _change_micro_batch(before: Settings, asked: Settings, probe: Path, tell: Callable[[str, str], None]) -> None:
     """Put a new micro-batch into the recorded choices; the batches stay what they were."""
     size = asked.recipe["micro_batch"]
-    if size == "auto" or size == before.recipe["micro_batch"] or not probe.exists():
+    if size == before.recipe["micro_batch"] or not probe.exists():
         return
     choices = runs.read_json(probe)
+    if size == "auto":
+        tell("note", f"micro-batch auto keeps the {choices['micro_batch']} that the stage has")
+        return
     runs.write_json(probe, {**choices, "micro_batch": min(size, before.batch_sequences)})
     tell("note", f"micro-batch {size} from here on: the same rows a step, whose sums are rounded otherwise")
 
@@ -320,12 +365,14 @@ def _documents_of(settings: Settings, documents: TokenDocuments) -> list[TokenDo
     return passes
 
 
-def _passes_before(moments_from: Path | None) -> tuple[tuple[int, int], ...] | None:
+def _passes_before(moments_from: Path | None, budget: int) -> tuple[tuple[int, int], ...] | None:
     """The passes of the stage that a checkpoint belongs to: its place in the data is a place in them."""
-    if moments_from is None:
+    settings = Settings.load(moments_from.parent.parent) if moments_from else None
+    if moments_from is None or settings is None:
         return None
-    settings = Settings.load(moments_from.parent.parent)
-    return settings.passes if settings else None
+    if budget <= settings.budget_tokens or not (moments_from / "state.json").exists():
+        return settings.passes
+    return passes_with(settings.passes, read_state(moments_from).position, budget)
 
 
 def _lr_scale(network: Any, fresh_layers: list[int] | str, scale: float) -> Callable[[str], float]:
