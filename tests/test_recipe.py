@@ -226,7 +226,7 @@ def test_what_may_change_under_a_run(key, allowed):
 
 
 def test_a_rise_and_a_cool_down_that_do_not_fit_into_a_round_are_refused():
-    with pytest.raises(ValueError, match="rewarm_fraction and train.cooldown_fraction are together more"):
+    with pytest.raises(ValueError, match=r"rewarm_fraction and train\.cooldown_fraction are together more"):
         Recipe.model_validate(
             {
                 "reference": {"model": "a"},
