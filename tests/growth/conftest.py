@@ -5,8 +5,43 @@ import json
 import pytest
 
 from inheritune.recipe import Recipe
+from inheritune.training.sinks import Silent
 
 LENGTH = 32
+
+
+class StopAfter(Silent):
+    """Asks for a stop when so many steps have been shown."""
+
+    def __init__(self, steps, stop):
+        self.left, self.stop = steps, stop
+        stop.requested = steps == 0
+
+    def show(self, status):
+        self.left -= 1
+        self.stop.requested = self.left <= 0
+
+
+class Lines(Silent):
+    """Keeps what the user would read."""
+
+    def __init__(self):
+        self.said = []
+
+    def say(self, message):
+        self.said.append(message)
+
+
+@pytest.fixture
+def stop_after():
+    """``stop_after(steps, stop)``: a progress that asks for a stop when so many steps have been shown."""
+    return StopAfter
+
+
+@pytest.fixture
+def lines():
+    """A progress that keeps what the user would read, in ``lines.said``."""
+    return Lines()
 
 
 @pytest.fixture
@@ -14,7 +49,7 @@ def recipe(save_reference, text_file, tmp_path):
     """``recipe(part__key=value, ...) -> Recipe``; a reference of four layers (``family``), 2000 tokens a round."""
 
     def build(family="llama", **changes):
-        reference = tmp_path / f"reference-{family}"
+        reference = tmp_path / ("reference" if family == "llama" else f"reference-{family}")
         if not reference.exists():
             save_reference(family, reference)
         values = {

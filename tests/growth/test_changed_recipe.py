@@ -16,16 +16,6 @@ pytestmark = pytest.mark.reliability("R21")
 OUT_OF_REACH = {"growth__target": 0.1}
 
 
-class Lines(Silent):
-    """Keeps what the user would read."""
-
-    def __init__(self):
-        self.said = []
-
-    def say(self, message):
-        self.said.append(message)
-
-
 @pytest.fixture
 def trained(monkeypatch):
     """Names of the stages whose loop has run, in order."""
@@ -44,10 +34,9 @@ def events(folder, kind):
     return [line["message"] for line in lines if line["kind"] == kind]
 
 
-def test_a_finished_search_goes_deeper_and_trains_nothing_again(recipe, tmp_path, trained):
+def test_a_finished_search_goes_deeper_and_trains_nothing_again(recipe, tmp_path, trained, lines):
     first = grow(recipe(**OUT_OF_REACH, growth__max_depth=2), progress=Silent()).summary
     assert trained == ["round-1", "scratch"]
-    lines = Lines()
     second = grow(recipe(**OUT_OF_REACH, growth__max_depth=4), progress=lines).summary
     assert trained == ["round-1", "scratch", "round-2", "scratch-4"]
     assert [each["depth"] for each in second["rounds"]] == [2, 4]
@@ -102,11 +91,10 @@ def test_a_search_that_is_stopped_while_it_is_extended_ends_like_one_that_was_no
     assert summaries[0]["child"]["loss_nats"] == summaries[1]["child"]["loss_nats"]
 
 
-def test_how_a_run_is_watched_and_kept_may_change_and_a_finished_one_stays_done(recipe, tmp_path, trained):
+def test_how_a_run_is_watched_and_kept_may_change_and_a_finished_one_stays_done(recipe, tmp_path, trained, lines):
     grow(recipe(), progress=Silent())
     count = len(trained)
     changed = recipe(train__validations=5, train__keep_checkpoints=1, train__save_every_minutes=1.0)
-    lines = Lines()
     grow(changed, progress=lines)
     assert len(trained) == count
     assert any("done already" in line for line in lines.said)

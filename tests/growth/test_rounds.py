@@ -15,68 +15,13 @@ from inheritune.errors import DataError, RecipeError, Stopped, SurgeryError
 from inheritune.evaluation.compare import evaluate
 from inheritune.growth import stages
 from inheritune.job import grow
-from inheritune.recipe import Recipe
 from inheritune.surgery.folder import load_model
 from inheritune.training.sinks import Silent
 
 LENGTH = 32
 
 
-class Lines(Silent):
-    """Keeps what the user would read."""
-
-    def __init__(self):
-        self.said = []
-
-    def say(self, message):
-        self.said.append(message)
-
-
-class StopAfter(Silent):
-    """Asks for a stop when so many steps have been shown."""
-
-    def __init__(self, steps, stop):
-        self.left, self.stop = steps, stop
-        stop.requested = steps == 0
-
-    def show(self, status):
-        self.left -= 1
-        self.stop.requested = self.left <= 0
-
-
-@pytest.fixture
-def recipe(save_reference, text_file, tmp_path):
-    """A recipe for a reference of four layers and the tiny texts; keys can be changed."""
-
-    def build(**changes):
-        reference = tmp_path / "reference"
-        if not reference.exists():
-            save_reference("llama", reference)
-        values = {
-            "reference": {"model": str(reference)},
-            "data": {
-                "sources": [str(text_file)],
-                "token_budget": 2000,
-                "sequence_length": LENGTH,
-                "validation": {"min_documents": 80},
-            },
-            "train": {"batch_tokens": 8 * LENGTH, "peak_lr": 1e-3, "validations": 2, "compile": False},
-            "run_dir": str(tmp_path / "run"),
-        }
-        for key, value in changes.items():
-            part, _, name = key.partition("__")
-            values = {**values, part: {**values.get(part, {}), name: value} if name else value}
-        return Recipe.model_validate(values)
-
-    return build
-
-
-def read(path):
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def test_a_search_leaves_a_model_a_verdict_and_a_report(recipe, tmp_path):
-    lines = Lines()
+def test_a_search_leaves_a_model_a_verdict_and_a_report(recipe, tmp_path, lines, read):
     result = grow(recipe(growth__margin=10.0), progress=lines)  # a margin that any child meets
     summary, run = result.summary, tmp_path / "run"
     assert (summary["verdict"], summary["parity"], result.exit_code) in {("parity", True, 0), ("better", True, 0)}
@@ -93,7 +38,7 @@ def test_a_search_leaves_a_model_a_verdict_and_a_report(recipe, tmp_path):
     assert any("round 1 | depth 2" in line and "nats" in line for line in lines.said)
 
 
-def test_every_number_of_the_summary_can_be_looked_up_in_the_run_folder(recipe, tmp_path):
+def test_every_number_of_the_summary_can_be_looked_up_in_the_run_folder(recipe, tmp_path, read):
     summary = grow(recipe(growth__max_depth=3), progress=Silent()).summary
     run = tmp_path / "run"
 
@@ -152,11 +97,10 @@ def test_the_token_budget_of_the_search_ends_it_before_a_round(recipe):
     assert "total_tokens" in summary["stopped_because"]
 
 
-def test_done_once_is_done_and_the_report_is_rebuilt_from_the_folder(recipe, tmp_path, monkeypatch):
+def test_done_once_is_done_and_the_report_is_rebuilt_from_the_folder(recipe, tmp_path, monkeypatch, lines):
     first = grow(recipe(), progress=Silent())
     (tmp_path / "run" / "report.html").unlink()
     monkeypatch.setattr(job, "search", lambda run: pytest.fail("searched again"))
-    lines = Lines()
     second = grow(recipe(), progress=lines)
     assert second == first
     assert first.report.exists()
@@ -170,7 +114,7 @@ def test_fresh_starts_over(recipe, tmp_path):
     assert (tmp_path / "run" / "summary.json").stat().st_mtime_ns > stamp
 
 
-def test_stopped_between_and_inside_stages_equals_an_undisturbed_search(recipe, tmp_path, monkeypatch):
+def test_stopped_between_and_inside_stages_equals_an_undisturbed_search(recipe, tmp_path, monkeypatch, stop_after):
     whole = grow(recipe(growth__target=0.1), progress=Silent())
     shutil.move(tmp_path / "run", tmp_path / "whole")
     weights = (tmp_path / "whole" / "model" / "model.safetensors").read_bytes()
@@ -179,7 +123,7 @@ def test_stopped_between_and_inside_stages_equals_an_undisturbed_search(recipe, 
 
         def stopping(model, shards, out, *, name, stop, stop_in=stop_in, after=after, **settings):
             if name == stop_in and not (out / "result.json").exists():
-                settings["progress"] = StopAfter(after, stop)
+                settings["progress"] = stop_after(after, stop)
             return honest(model, shards, out, name=name, stop=stop, **settings)
 
         monkeypatch.setattr(stages, "train", stopping)
@@ -192,7 +136,7 @@ def test_stopped_between_and_inside_stages_equals_an_undisturbed_search(recipe, 
     assert untimed == {key: whole.summary[key] for key in untimed}
 
 
-def test_the_reference_can_be_made_first_from_a_config(recipe, tmp_path):
+def test_the_reference_can_be_made_first_from_a_config(recipe, tmp_path, read):
     config = {
         "model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4,
         "num_attention_heads": 4, "vocab_size": 300, "max_position_embeddings": 64,
@@ -336,7 +280,7 @@ def test_a_kill_while_a_start_is_deleted_does_not_stop_the_next_start(recipe, tm
     assert grow(recipe(), progress=Silent()).summary["state"] == "done"
 
 
-def test_the_provenance_is_that_of_the_recipe_that_ran(recipe, tmp_path):
+def test_the_provenance_is_that_of_the_recipe_that_ran(recipe, tmp_path, read):
     with pytest.raises(DataError):
         grow(recipe(data__token_budget=10**9), progress=Silent())
     grow(recipe(seed=7), progress=Silent())
@@ -368,11 +312,13 @@ def test_a_card_lost_to_a_kill_is_written_when_the_run_is_started_again(recipe, 
     assert (tmp_path / "run" / "model" / "README.md").exists()
 
 
-def test_a_reference_that_changed_under_a_run_is_refused_until_it_is_put_back(recipe, tmp_path, monkeypatch):
+def test_a_reference_that_changed_under_a_run_is_refused_until_it_is_put_back(
+    recipe, tmp_path, monkeypatch, stop_after, read
+):
     honest = stages.train
 
     def stopping(model, shards, out, *, stop, **settings):
-        settings["progress"] = StopAfter(3, stop)
+        settings["progress"] = stop_after(3, stop)
         return honest(model, shards, out, stop=stop, **settings)
 
     asked, weights = recipe(), tmp_path / "reference" / "model.safetensors"
@@ -393,11 +339,11 @@ def test_a_reference_that_changed_under_a_run_is_refused_until_it_is_put_back(re
     }
 
 
-def test_a_run_folder_that_was_moved_in_the_middle_goes_on(recipe, tmp_path, monkeypatch):
+def test_a_run_folder_that_was_moved_in_the_middle_goes_on(recipe, tmp_path, monkeypatch, stop_after):
     honest = stages.train
 
     def stopping(model, shards, out, *, stop, **settings):
-        settings["progress"] = StopAfter(3, stop)
+        settings["progress"] = stop_after(3, stop)
         return honest(model, shards, out, stop=stop, **settings)
 
     monkeypatch.setattr(stages, "train", stopping)

@@ -19,7 +19,6 @@ from transformers import AutoModelForCausalLM
 from inheritune.data.shards import Shards
 from inheritune.data.tokenizer import train_tokenizer
 from inheritune.errors import DataError, RecipeError, Stopped, TrainingError
-from inheritune.machine.stop import StopRequest
 from inheritune.surgery.folder import load_model
 from inheritune.training import loop, stage
 from inheritune.training.checkpoint import find_checkpoint
@@ -47,19 +46,7 @@ def losses(path):
     return [(entry["kind"], entry["step"], entry["loss_nats"], entry.get("grad_norm")) for entry in entries]
 
 
-class StopAt(StopRequest):
-    """A stop that is asked for when the loop has looked ``count`` times."""
-
-    def __init__(self, count):
-        self.left = count
-
-    @property
-    def requested(self):
-        self.left -= 1
-        return self.left < 0
-
-
-def test_three_steps_then_save_reload_and_resume_are_exact(family, save_reference, tiny_shards, tmp_path):
+def test_three_steps_then_save_reload_and_resume_are_exact(family, save_reference, tiny_shards, tmp_path, lab):
     start = save_reference(family, tmp_path / "start")
     tokens = 3 * 8 * LENGTH
     whole = run(start, tiny_shards, tmp_path / "whole", tokens=tokens)
@@ -73,7 +60,7 @@ def test_three_steps_then_save_reload_and_resume_are_exact(family, save_referenc
         assert torch.equal(model.eval()(ids).logits, load_model(whole.model)(ids).logits)
 
     with pytest.raises(Stopped):
-        run(start, tiny_shards, tmp_path / "parts", tokens=tokens, stop=StopAt(3))
+        run(start, tiny_shards, tmp_path / "parts", tokens=tokens, stop=lab.StopAt(3))
     assert find_checkpoint(tmp_path / "parts" / "checkpoints").name == "step-00000002"
     parts = run(start, tiny_shards, tmp_path / "parts", tokens=tokens)
     assert same(weights(parts.model), trained)
@@ -81,13 +68,13 @@ def test_three_steps_then_save_reload_and_resume_are_exact(family, save_referenc
 
 
 @pytest.mark.parametrize("compile", [False, True])
-def test_stopped_again_and_again_equals_one_uninterrupted_run(compile, save_reference, tiny_shards, tmp_path):
+def test_stopped_again_and_again_equals_one_uninterrupted_run(compile, save_reference, tiny_shards, tmp_path, lab):
     start = save_reference("llama", tmp_path / "start")
     recipe = {**PLAIN, "compile": compile, "precision": "bfloat16", "passes": 2}
     whole = run(start, tiny_shards, tmp_path / "whole", recipe=recipe)
     for count in (0, 2, 5, 4, 7):  # before the first step, inside a pass, in the cool-down
         with pytest.raises(Stopped):
-            run(start, tiny_shards, tmp_path / "parts", recipe=recipe, stop=StopAt(count))
+            run(start, tiny_shards, tmp_path / "parts", recipe=recipe, stop=lab.StopAt(count))
     parts = run(start, tiny_shards, tmp_path / "parts", recipe=recipe)
     assert same(weights(parts.model), weights(whole.model))
     assert losses(tmp_path / "parts" / "metrics.jsonl") == losses(tmp_path / "whole" / "metrics.jsonl")
@@ -188,12 +175,12 @@ def test_a_budget_below_one_row_is_refused(save_reference, tiny_shards, tmp_path
         run(save_reference("llama", tmp_path / "start"), tiny_shards, tmp_path / "out", tokens=LENGTH - 1)
 
 
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(save_reference, tiny_shards, tmp_path):
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(save_reference, tiny_shards, tmp_path, lab):
     start = save_reference("llama", tmp_path / "start")
     recipe = {**PLAIN, "save_every_minutes": 1e-9}
     whole = run(start, tiny_shards, tmp_path / "whole", recipe=recipe)
     with pytest.raises(Stopped):
-        run(start, tiny_shards, tmp_path / "parts", recipe=recipe, stop=StopAt(6))
+        run(start, tiny_shards, tmp_path / "parts", recipe=recipe, stop=lab.StopAt(6))
     newest, before = sorted((tmp_path / "parts" / "checkpoints").glob("step-*"), reverse=True)
     content = bytearray((newest / "model.safetensors").read_bytes())
     content[-1] ^= 1
@@ -202,10 +189,12 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(save_reference, 
     assert same(weights(run(start, tiny_shards, tmp_path / "parts", recipe=recipe).model), weights(whole.model))
 
 
-def test_checkpoints_of_which_none_is_intact_are_an_error_and_not_a_fresh_start(save_reference, tiny_shards, tmp_path):
+def test_checkpoints_of_which_none_is_intact_are_an_error_and_not_a_fresh_start(
+    save_reference, tiny_shards, tmp_path, lab
+):
     start = save_reference("llama", tmp_path / "start")
     with pytest.raises(Stopped):
-        run(start, tiny_shards, tmp_path / "out", stop=StopAt(3))
+        run(start, tiny_shards, tmp_path / "out", stop=lab.StopAt(3))
     for checkpoint in (tmp_path / "out" / "checkpoints").glob("step-*"):
         (checkpoint / "manifest.json").write_text("{")
     with pytest.raises(TrainingError, match="intact"):
@@ -319,10 +308,10 @@ def test_damaged_settings_are_named_and_nothing_is_trained(content, save_referen
         run(start, tiny_shards, tmp_path / "out")
 
 
-def test_a_stage_begun_on_a_gpu_is_not_gone_on_with_elsewhere(save_reference, tiny_shards, tmp_path, monkeypatch):
+def test_a_stage_begun_on_a_gpu_is_not_gone_on_with_elsewhere(save_reference, tiny_shards, tmp_path, monkeypatch, lab):
     start = save_reference("llama", tmp_path / "start")
     with pytest.raises(Stopped):
-        run(start, tiny_shards, tmp_path / "out", stop=StopAt(3))
+        run(start, tiny_shards, tmp_path / "out", stop=lab.StopAt(3))
     probe = tmp_path / "out" / "probe.json"
     probe.write_text(json.dumps({**json.loads(probe.read_text()), "device": "cuda"}))
     monkeypatch.setattr(loop, "best_device", lambda: "cpu")
