@@ -127,6 +127,11 @@ def test_inherit_then_prepare_then_train_then_eval_then_see_it_write(
     sizes = ["--sequence-length", "32", "--batch-tokens", "256", "--peak-lr", "1e-3"]
     assert run("train", "child", "shards", "stage", *sizes) == 0
     assert "watch loss" in capsys.readouterr().out
+    assert run("train", "child", "shards", "untaught", *sizes, "--distill-weight", "0.5") == 2
+    assert "there is no teacher" in capsys.readouterr().err
+    taught = ("--distill-weight", "0.5", "--teacher", "reference", "--average-half-life", "500")
+    assert run("train", "child", "shards", "taught", *sizes, *taught) == 0
+    assert "average of the weights, watch loss" in capsys.readouterr().out
     assert run("eval", "stage/model", "child", "--data", "shards", "--against", "reference") == 0
     shown = capsys.readouterr().out
     assert "stage/model minus reference:" in shown

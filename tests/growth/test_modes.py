@@ -201,3 +201,22 @@ def test_layers_added_in_a_round_are_the_fresh_ones(recipe, monkeypatch):
         "scratch": "all",
     }
     assert spy.given["scratch"]["recipe"].freeze == []
+
+
+def test_the_report_shows_the_average_and_what_was_left_out(recipe, tmp_path, monkeypatch):
+    honest, calls = loop._try_gradient, []
+
+    def once(*given):
+        calls.append(1)
+        losses = honest(*given)
+        return loop.Losses(float("nan"), None) if len(calls) == 3 else losses
+
+    monkeypatch.setattr(loop, "_try_gradient", once)
+    settings = {"growth__max_depth": 2, "baselines": [], "train__average_half_life": 500}
+    summary = grow(recipe(**settings), progress=Silent()).summary
+    (each,) = summary["rounds"]
+    assert each["skipped_steps"] == 1
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "1 bad step left out" in page
+    assert "the moving average of the weights has" in page
+    assert (tmp_path / "run" / "stages" / "round-1" / "average" / "model.safetensors").exists()

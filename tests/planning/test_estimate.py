@@ -21,3 +21,4 @@ def test_memory_grows_with_everything_that_takes_memory():
     assert base > PROCESS_BYTES + 16_000_000
     for name in ("parameters", "depth", "hidden_size", "micro_batch_tokens", "logits_at_once"):
         assert estimate_stage(**{**PLAIN, name: 2 * PLAIN[name]}).memory_bytes > base
+    assert estimate_stage(**PLAIN, teacher_parameters=1000).memory_bytes == base + 4000

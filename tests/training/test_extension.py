@@ -341,3 +341,15 @@ def test_a_damaged_state_to_go_on_from_is_refused(lab):
     (trunk / "optimizer.safetensors").write_bytes(bytes(content))
     with pytest.raises(TrainingError, match="from which training was to go on, is damaged or gone"):
         lab.run("after", recipe=EVEN, moments_from=trunk)
+
+
+@pytest.mark.reliability("R13")
+@pytest.mark.parametrize("keep", [1, 2, 4])
+def test_as_many_checkpoints_are_kept_as_were_asked_for(keep, lab):
+    recipe = {**EVEN, "save_every_minutes": 1e-9, "keep_checkpoints": keep}
+    with pytest.raises(Stopped):
+        lab.run("out", recipe=recipe, stop=lab.StopAt(9))
+    kept = sorted(path.name for path in (lab.folder / "out" / "checkpoints").glob("step-*"))
+    newest = int(kept[-1].removeprefix("step-"))
+    assert kept == [f"step-{step:08d}" for step in range(newest - keep + 1, newest + 1)]
+    assert (lab.folder / "out" / "checkpoints" / "latest").read_text() == kept[-1] + "\n"

@@ -12,6 +12,7 @@ def train(
     sequence_length: int = 1024,
     token_budget: str | None = None,
     seed: int = 0,
+    teacher: str | None = None,
     fresh: bool = False,
 ) -> None:
     """Train a model folder on shards: inheritune train CHILD SHARDS OUT --peak-lr 2e-4
@@ -25,6 +26,7 @@ def train(
         sequence_length: Tokens per row.
         token_budget: Tokens of one pass; all by default.
         seed: Of the order of documents.
+        teacher: Folder or hub id of the model to distil from (--distill-weight 0.5).
         fresh: Start over.
     """
     from inheritune.cli.quantities import quantity
@@ -46,6 +48,7 @@ def train(
             sequence_length=sequence_length,
             token_budget=None if token_budget is None else quantity(token_budget, "--token-budget"),
             seed=seed,
+            teacher=teacher,
             progress=terminal,
             record_event=lambda kind, message: terminal.say(f"{kind}: {message}"),
         )
@@ -53,3 +56,5 @@ def train(
         terminal.close()
     print(f"watch loss {result.loop.start_watch_nats:.4f} -> {result.loop.watch_nats:.4f} nats")
     print(f"model  {result.model}")
+    if result.average:
+        print(f"average of the weights, watch loss {result.loop.average_watch_nats:.4f} nats: {result.average}")

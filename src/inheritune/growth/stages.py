@@ -223,7 +223,9 @@ def _train_stage(
         finished_once = (stage / "model" / "config.json").exists() and any((stage / "checkpoints").glob("step-*"))
         if not finished_once and not (start / "config.json").exists():
             make_start(start)
-        _announce(run, label or name, stage / "model" if finished_once else start, shards, recipe, total_tokens)
+        _announce(
+            run, label or name, stage / "model" if finished_once else start, shards, recipe, total_tokens, teacher
+        )
     result = train(
         start,
         shards,
@@ -249,7 +251,15 @@ def _train_stage(
     return result
 
 
-def _announce(run: Run, label: str, start: Path, shards: Shards, recipe: TrainRecipe, total_tokens: int | None) -> None:
+def _announce(
+    run: Run,
+    label: str,
+    start: Path,
+    shards: Shards,
+    recipe: TrainRecipe,
+    total_tokens: int | None,
+    teacher: Path | None,
+) -> None:
     """The one line before a stage: parameters, steps, disk, expected memory."""
     length = run.recipe.data.sequence_length
     round_tokens = (run.recipe.data.token_budget or shards.sequence("train").num_tokens) * recipe.passes
@@ -270,5 +280,6 @@ def _announce(run: Run, label: str, start: Path, shards: Shards, recipe: TrainRe
         micro_batch_tokens=min(micro_batch_tokens, batch_sequences * length),
         keep_checkpoints=recipe.keep_checkpoints,
         logits_at_once=min(LOGITS_AT_ONCE, micro_batch_tokens * vocabulary_size),
+        teacher_parameters=num_parameters(teacher) if teacher else 0,
     )
     run.progress.say(estimate.line(label))

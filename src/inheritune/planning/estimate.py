@@ -46,6 +46,7 @@ def estimate_stage(
     micro_batch_tokens: int,
     keep_checkpoints: int,
     logits_at_once: int,
+    teacher_parameters: int = 0,
 ) -> Estimate:
     """What one stage needs.
 
@@ -58,6 +59,7 @@ def estimate_stage(
         micro_batch_tokens: tokens per forward and backward pass.
         keep_checkpoints: how many are kept.
         logits_at_once: elements of the largest logits tensor.
+        teacher_parameters: of the model that is distilled from, kept in float32.
     """
     checkpoint_bytes = 12 * parameters
     activations = 4 * ACTIVATION_FLOATS * micro_batch_tokens * depth * hidden_size
@@ -66,5 +68,9 @@ def estimate_stage(
         steps=steps,
         batch_tokens=batch_tokens,
         disk_bytes=(keep_checkpoints + 2) * checkpoint_bytes + 4 * parameters,
-        memory_bytes=PROCESS_BYTES + TRAINING_BYTES_PER_PARAMETER * parameters + activations + 3 * 4 * logits_at_once,
+        memory_bytes=PROCESS_BYTES
+        + TRAINING_BYTES_PER_PARAMETER * parameters
+        + activations
+        + 3 * 4 * logits_at_once
+        + 4 * teacher_parameters,
     )
