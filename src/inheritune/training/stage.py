@@ -124,7 +124,9 @@ def train(
     if sequence_length < 1:
         raise RecipeError(f"a sequence length of {sequence_length} means nothing. Give 1 or more.")
     if recipe.distill_weight and teacher is None:
-        raise RecipeError("train.distill_weight is above 0, and there is no teacher. Name one (--teacher), or set it to 0.")
+        raise RecipeError(
+            "train.distill_weight is above 0, and there is no teacher. Name one (--teacher), or set it to 0."
+        )
     budget = documents.num_tokens if token_budget is None else documents.first(token_budget).num_tokens
     with ExitStack() as alone:
         if stop is None:  # not part of a run that has the lock and the signals already
