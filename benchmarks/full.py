@@ -28,7 +28,7 @@ def checks(folder: Path) -> dict[str, list[str]]:
         "lint": [python, "-m", "ruff", "check", "."],
         "format": [python, "-m", "ruff", "format", "--check", "."],
         "types": [python, "-m", "mypy"],
-        "tests": [python, "-m", "pytest", "-q", "-n", "2", "--dist", "loadfile", "-m", "not reliability"],
+        "tests": [python, "-m", "pytest", "-q", "-m", "not reliability"],
         "reliability": [python, "benchmarks/reliability.py"],
         "start-up": [python, "benchmarks/startup.py"],
         "demo": [python, "-m", "inheritune", "demo", "--run-dir", str(demo)],

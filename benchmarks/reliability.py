@@ -131,8 +131,7 @@ def run_tests(*, short: bool) -> tuple[int, list[Outcome]]:
         environment["INHERITUNE_FULL"] = "1"
     with tempfile.TemporaryDirectory() as temporary:
         path = Path(temporary) / "junit.xml"
-        words = ["-m", "pytest", "-q", "-n", "2", "--dist", "loadfile", "-m", "reliability"]
-        words += [f"--junitxml={path}", "-o", "junit_family=xunit1"]
+        words = ["-m", "pytest", "-q", "-m", "reliability", f"--junitxml={path}", "-o", "junit_family=xunit1"]
         words += [] if short else ["--timeout", "14400"]
         ended = subprocess.run([sys.executable, *words], cwd=ROOT, env=environment, check=False)
         return ended.returncode, outcomes(path.read_text(encoding="utf-8")) if path.exists() else []
