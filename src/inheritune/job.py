@@ -194,6 +194,8 @@ def _clear(folder: Path) -> None:
     if entries and "recipe.yaml" not in entries:
         raise RecipeError(f"{folder} is no run folder (no recipe.yaml), so nothing is deleted. Choose another run_dir.")
     # Moved aside whole, the verdict first and the mark last: killed anywhere, no half of a stage is taken for a whole.
+    for former in folder.glob(".*.old"):  # what a kill has left must not come back
+        shutil.rmtree(former)
     aside = folder / ".cleared"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()

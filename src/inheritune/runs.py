@@ -177,10 +177,11 @@ def read_json(path: Path) -> Any:
 
 
 def recover(target: Path) -> None:
-    """Put back what a kill between the two renames of ``new_folder`` has left under its former name."""
+    """Put back what a kill between the two renames of ``new_folder`` has left under its former name, and sweep up."""
     former = target.with_name(f".{target.name}.old")
     if former.exists() and not target.exists():
         former.rename(target)
+    remove_folder(former)
 
 
 @contextmanager
@@ -201,7 +202,6 @@ def new_folder(target: Path, num_bytes: int | None = None) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary, former = target.with_name(f".{target.name}.{os.getpid()}.tmp"), target.with_name(f".{target.name}.old")
     recover(target)
-    shutil.rmtree(former, ignore_errors=True)
     for left_over in target.parent.glob(f".{target.name}.*.tmp"):
         owner = left_over.name.split(".")[-2]
         if owner == str(os.getpid()) or not (owner.isdecimal() and _is_running(int(owner))):
@@ -216,7 +216,7 @@ def new_folder(target: Path, num_bytes: int | None = None) -> Iterator[Path]:
             target.rename(former)
         temporary.rename(target)
         sync_folder(target.parent)
-        shutil.rmtree(former, ignore_errors=True)
+        remove_folder(former)  # out of sight first: half of it is never put back
     except BaseException as error:
         files = [path for path in temporary.rglob("*") if path.is_file()] if temporary.exists() else []
         held = sum(path.stat().st_size for path in files)

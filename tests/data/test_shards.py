@@ -330,3 +330,28 @@ def test_the_first_tokens_are_the_opening_of_the_documents_in_their_order(tmp_pa
     for count in (0, whole.num_tokens + 1):
         with pytest.raises(DataError, match="is not to be had"):
             whole.first(count)
+
+
+def test_the_tokens_of_a_budget_have_one_hash_whatever_files_they_lie_in_and_however_many_follow(
+    tiny_shards, text_file, tmp_path
+):
+    tokenizer = Shards.open(tiny_shards).tokenizer
+    settings = {"tokenizer": tokenizer, "min_documents": 60}
+    small = prepare([str(text_file)], tmp_path / "small", token_budget=3000, **settings).sequence("train")
+    large = prepare([str(text_file)], tmp_path / "large", token_budget=6000, shard_tokens=500, **settings).sequence(
+        "train"
+    )
+    assert len(large.tokens) > 5
+    assert large.first(3000).sha256 == small.sha256 != large.sha256
+    assert large.first(2999).sha256 != small.sha256
+
+
+def test_more_is_made_in_place_less_is_served_from_what_is_there(tiny_shards, text_file, tmp_path):
+    settings = {"tokenizer": Shards.open(tiny_shards).tokenizer, "min_documents": 60, "may_grow": True}
+    small = prepare([str(text_file)], tmp_path / "data", token_budget=3000, **settings)
+    large = prepare([str(text_file)], tmp_path / "data", token_budget=6000, **settings)
+    assert small.validation_sha256 == large.validation_sha256
+    again = prepare([str(text_file)], tmp_path / "data", token_budget=3000, **settings)
+    assert again.sequence("train").num_tokens == 6000
+    with pytest.raises(DataError, match="token_budget: 6000 -> 3000"):
+        prepare([str(text_file)], tmp_path / "data", token_budget=3000, **{**settings, "may_grow": False})

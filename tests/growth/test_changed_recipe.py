@@ -163,7 +163,7 @@ def test_a_reference_made_here_is_not_trained_again(recipe, tmp_path, trained):
 
 def test_less_than_was_done_is_refused_where_it_was_done(recipe):
     grow(recipe(train__passes=2), progress=Silent())
-    with pytest.raises(DataError, match="token_budget: 2000 -> 1000"):
+    with pytest.raises(RecipeError, match="budget_tokens: 2000 -> 1000"):
         grow(recipe(train__passes=2, data__token_budget=1000), progress=Silent())
     with pytest.raises(RecipeError, match="passes: 2 -> 1"):
         grow(recipe(), progress=Silent())
@@ -176,6 +176,7 @@ def test_less_than_was_done_is_refused_where_it_was_done(recipe):
         ({}, {"data__token_budget": 10**9}, {"data__token_budget": 4000}),
         ({}, {"growth__max_depth": 40}, {"growth__max_depth": 4}),
         ({"train__schedule": "cosine"}, {"train__passes": 2}, {}),
+        ({"train__schedule": "cosine"}, {"data__token_budget": 4000}, {}),
     ],
 )
 def test_a_wish_that_was_refused_can_be_taken_back(begun, wish, mended, recipe):
@@ -191,7 +192,7 @@ def test_the_total_holds_for_an_extension_too(recipe, tmp_path):
     first = grow(recipe(**settings), progress=Silent()).summary
     second = grow(recipe(**settings, data__token_budget=4500), progress=Silent()).summary
     assert second["child"]["tokens"] == first["child"]["tokens"] <= 5000
-    assert "are beyond growth.total_tokens (5000)" in events(tmp_path / "run", "not extended")[0]
+    assert "and growth.total_tokens is 5000" in events(tmp_path / "run", "not extended")[0]
 
 
 def test_a_kill_between_a_reference_and_its_record_is_mended(recipe, tmp_path, monkeypatch):

@@ -72,7 +72,8 @@ def prepare(
         shard_tokens: tokens of one file; a longer document has a file of its own.
         should_stop: called now and then; may raise, and then nothing is left behind.
         may_grow: where all that differs from the shards that are there is a larger ``token_budget``, make them anew:
-            the same validation set, and the same training tokens followed by more.
+            the same validation set, and the same training tokens followed by more. A smaller one leaves them as they
+            are: their first tokens are those of the smaller budget.
 
     Raises:
         DataError: text that is missing, too little or damaged, an ``out`` that holds something else, or a budget
@@ -97,8 +98,11 @@ def prepare(
     former = None
     if (folder / MANIFEST).exists():
         there = Shards.open(folder)
-        if not (may_grow and _asks_for_more(there.manifest["settings"], settings)):
+        if not (may_grow and _differs_by_budget(there.manifest["settings"], settings)):
             return _same_settings(there, settings, given.folder)
+        held, asked = there.manifest["settings"]["token_budget"], settings["token_budget"]
+        if held is None or (asked is not None and asked <= held):
+            return there
         former = there
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(f"{folder} exists and holds no shards. Choose another folder, or empty this one.")
@@ -191,13 +195,12 @@ def _check_settings(settings: Mapping[str, Any]) -> None:
             raise DataError(f"{name} is {value}: give a number of at least 1.")
 
 
-def _asks_for_more(before: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
-    """Whether all that differs is a larger token budget; None is all there is."""
+def _differs_by_budget(before: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
+    """Whether the token budget, and nothing else, differs."""
     others = {name: value for name, value in settings.items() if name != "token_budget"}
     if any(before.get(name) != json.loads(json.dumps(value)) for name, value in others.items()):
         return False
-    old, new = before.get("token_budget"), settings["token_budget"]
-    return old is not None and (new is None or new > old)
+    return bool(before.get("token_budget") != settings["token_budget"])
 
 
 def _check_grown(former: Shards, grown: Shards) -> None:

@@ -36,6 +36,9 @@ VALIDATION_TEXT = "validation.jsonl.zst"
 TOKENIZER_FOLDER = "tokenizer"
 SPLITS = ("train", "watch", "decide")
 
+HASHED_AT_ONCE = 2**22
+"""Tokens in memory while they are hashed."""
+
 
 def token_dtype(vocabulary_size: int) -> np.dtype[Any]:
     """Little-endian uint16 where every id fits, else uint32."""
@@ -104,6 +107,15 @@ class TokenDocuments:
             if not left:
                 break
         return TokenDocuments(tuple(tokens), tuple(indices))
+
+    @property
+    def sha256(self) -> str:
+        """Of all tokens and where documents begin, whatever files they lie in."""
+        digest = hashlib.sha256(self.lengths.astype("<i8").tobytes())
+        for tokens in self.tokens:
+            for begin in range(0, len(tokens), HASHED_AT_ONCE):
+                digest.update(tokens[begin : begin + HASHED_AT_ONCE].tobytes())
+        return digest.hexdigest()
 
     def between(self, begin: int, end: int) -> "TokenDocuments":
         """The documents that begin at token ``begin`` or after it, up to token ``end``, the last of them cut.

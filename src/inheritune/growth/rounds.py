@@ -21,6 +21,7 @@ from inheritune.growth.scoring import embedding_shape, half_scores, score
 from inheritune.growth.stages import (
     TRAINING_RECORD,
     begun_depth,
+    cost_if_extended,
     make_reference,
     prepare_shards,
     train_round,
@@ -83,13 +84,16 @@ def search(run: Run) -> Found:
             stopped_because = f"growth.total_tokens is spent ({spent} of {total})"
             break
         may_extend = number >= len(begun)  # an earlier round was followed by a deeper one and stays as it is
-        if may_extend and (done := read_result(run.stage(f"round-{number}"))) and total is not None:
-            more = round_tokens - done.loop.tokens
-            if more > 0 and spent + done.loop.spent_tokens + more > total:
-                run.event(
-                    f"round-{number}", "not extended", f"{more} more tokens are beyond growth.total_tokens ({total})"
+        cost = cost_if_extended(run, f"round-{number}", round_tokens) if may_extend else None
+        if cost is not None and total is not None and spent + cost > total:
+            why = f"it would have cost {spent + cost} tokens in all, and growth.total_tokens is {total}"
+            if read_result(run.stage(f"round-{number}")) is None:
+                raise RecipeError(
+                    f"round {number} is under way and cannot be given a larger budget: {why}. Raise "
+                    "growth.total_tokens, or take the budget back."
                 )
-                may_extend = False
+            run.event(f"round-{number}", "not extended", f"round {number} keeps the budget that it had: {why}")
+            may_extend = False
         finished.append(_round(run, number, depth, reference, watch_nats, shards, finished, may_extend))
         if len(reference.decide) < TOO_FEW_DOCUMENTS:
             stopped_because = (

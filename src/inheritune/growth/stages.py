@@ -23,6 +23,7 @@ from inheritune.surgery.transplant import inherit
 from inheritune.training.checkpoint import MODEL, read_tensors, require_whole
 from inheritune.training.gradient import LOGITS_AT_ONCE
 from inheritune.training.plan import plan_steps
+from inheritune.training.settings import Settings
 from inheritune.training.stage import TrainResult, open_checkpoint, read_result, train
 
 TRAINING_RECORD = "training.json"
@@ -200,6 +201,18 @@ def begun_depth(run: Run, name: str) -> int | None:
     return None
 
 
+def cost_if_extended(run: Run, name: str, round_tokens: int) -> int | None:
+    """Tokens that a stage will have cost if it is trained on to a larger budget; None where none is asked for."""
+    settings = Settings.load(run.stage(name))
+    if settings is None or round_tokens <= settings.total_tokens:
+        return None
+    finished = read_result(run.stage(name))
+    thrown_away = finished.loop.discarded_tokens if finished else settings.discarded_tokens
+    if finished:
+        thrown_away += settings.schedule.cooldown_steps * settings.batch_sequences * settings.sequence_length
+    return round_tokens + thrown_away
+
+
 def _train_stage(
     run: Run,
     name: str,
@@ -278,7 +291,8 @@ def _announce(
         steps=steps,
         batch_tokens=batch_sequences * length,
         micro_batch_tokens=min(micro_batch_tokens, batch_sequences * length),
-        keep_checkpoints=recipe.keep_checkpoints,
+        keep_checkpoints=recipe.keep_checkpoints + (1 if recipe.on_bad_step == "rewind" else 0),
+        keeps_average=recipe.average_half_life is not None,
         logits_at_once=min(LOGITS_AT_ONCE, micro_batch_tokens * vocabulary_size),
         teacher_parameters=num_parameters(teacher) if teacher else 0,
     )

@@ -47,6 +47,7 @@ def estimate_stage(
     keep_checkpoints: int,
     logits_at_once: int,
     teacher_parameters: int = 0,
+    keeps_average: bool = False,
 ) -> Estimate:
     """What one stage needs.
 
@@ -60,17 +61,20 @@ def estimate_stage(
         keep_checkpoints: how many are kept.
         logits_at_once: elements of the largest logits tensor.
         teacher_parameters: of the model that is distilled from, kept in float32.
+        keeps_average: whether a weight average is kept, in memory, in checkpoints and as a model.
     """
-    checkpoint_bytes = 12 * parameters
+    average_bytes = 4 * parameters if keeps_average else 0
+    checkpoint_bytes = 12 * parameters + average_bytes
     activations = 4 * ACTIVATION_FLOATS * micro_batch_tokens * depth * hidden_size
     return Estimate(
         parameters=parameters,
         steps=steps,
         batch_tokens=batch_tokens,
-        disk_bytes=(keep_checkpoints + 2) * checkpoint_bytes + 4 * parameters,
+        disk_bytes=(keep_checkpoints + 2) * checkpoint_bytes + 4 * parameters + average_bytes,
         memory_bytes=PROCESS_BYTES
         + TRAINING_BYTES_PER_PARAMETER * parameters
         + activations
         + 3 * 4 * logits_at_once
-        + 4 * teacher_parameters,
+        + 4 * teacher_parameters
+        + average_bytes,
     )

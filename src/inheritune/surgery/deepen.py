@@ -25,7 +25,7 @@ from inheritune.surgery.anatomy import find_layers, layer_modules
 from inheritune.surgery.certificate import Certificate, TensorOrigin
 from inheritune.surgery.folder import load_model, quiet
 from inheritune.surgery.proof import largest_difference, trace
-from inheritune.surgery.tensor_file import CHUNK_BYTES, TensorEntry, read_header, sha256
+from inheritune.surgery.tensor_file import chunks, read_header, sha256
 from inheritune.surgery.transplant import copy_companions, inherit
 
 Added = Literal["reference", "identity"]
@@ -239,7 +239,7 @@ def _origins(folder: Path, inherited: Certificate, layers_path: str, depth: int)
         source = former.source if former else name
         if not is_added:
             origins[name] = TensorOrigin(f"child/{name}", "copy", digest)
-        elif former and former.sha256 != digest and not _any(entry):
+        elif former and former.sha256 != digest and not any(chunk.count(0) != len(chunk) for chunk in chunks(entry)):
             origins[name] = TensorOrigin("0", "constant", digest)
         else:
             origins[name] = (
@@ -248,16 +248,3 @@ def _origins(folder: Path, inherited: Certificate, layers_path: str, depth: int)
                 else TensorOrigin(f"reference/{source}", "copy", digest)
             )
     return origins
-
-
-def _any(entry: TensorEntry) -> bool:
-    """Whether any byte of a saved tensor is not 0."""
-    with entry.file.open("rb") as file:
-        file.seek(entry.begin)
-        left = entry.num_bytes
-        while left:
-            chunk = file.read(min(left, CHUNK_BYTES))
-            if chunk.count(0) != len(chunk):
-                return True
-            left -= len(chunk)
-    return False

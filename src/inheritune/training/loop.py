@@ -135,10 +135,9 @@ def run_loop(
         state = replace(state, num_steps=plan.num_steps)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         looks = plan.looks(recipe.validations)
-        metrics = MetricsLog(
-            metrics_path, plan.stage, resumed_step=state.step, looked_again=state.step in {*looks, plan.num_steps}
-        )
         rewinds = recipe.on_bad_step == "rewind"
+        if not rewinds:
+            state = replace(state, anchor=-1)
         if rewinds and checkpoint and not verifies(_folder(checkpoints, state.anchor)):
             state = replace(state, anchor=state.step)  # the policy is new: back to where it was taken up
         watch_nats: float | None = None
@@ -146,6 +145,12 @@ def run_loop(
         pace: deque[float] = deque(maxlen=PACE_STEPS)  # seconds of the latest steps
         last_saved_s = time.monotonic()
         last_step_s: float | None = None
+
+        def open_log() -> MetricsLog:
+            looked_again = state.step in {*looks, plan.num_steps}
+            return MetricsLog(metrics_path, plan.stage, resumed_step=state.step, looked_again=looked_again)
+
+        metrics = open_log()
 
         def save() -> None:
             metrics.sync()
@@ -211,7 +216,8 @@ def run_loop(
                 if why:
                     back = _folder(checkpoints, state.anchor)
                     _refuse_more(why, model, rows, state, plan, recipe, may_rewind=rewinds and verifies(back))
-                    event = f"{plan.label}, step {state.step}: {why}"
+                    where = f"step {state.step}, pass {state.position.pass_index}, row {state.position.row}"
+                    event = f"{plan.label}, {where}: {why}"
                     if rewinds:
                         record_event("bad step", f"{event}; back to step {state.anchor}, on with the text after it")
                         drop_after(checkpoints, state.anchor)
@@ -225,7 +231,7 @@ def run_loop(
                             num_steps=plan.num_steps,
                         )
                         metrics.close()
-                        metrics = MetricsLog(metrics_path, plan.stage, resumed_step=state.step, looked_again=True)
+                        metrics = open_log()
                         continue
                     record_event("bad step", f"{event}; its update is left out")
                 else:

@@ -72,7 +72,7 @@ class LoopResult:
     open_watch_nats: float | None = None
     """Watch loss before the cool-down, where it was looked at."""
     discarded_tokens: int = 0
-    """Tokens of cool-downs that an extension threw away; they were paid for, too."""
+    """Tokens of steps that were undone, by an extension (cool-downs) or by rewinding; they were paid for, too."""
     discarded_s: float = 0.0
     """Seconds of the same."""
 

@@ -32,7 +32,7 @@ class Settings:
     validation: str
     """SHA-256 of the validation shards."""
     shards: str
-    """SHA-256 of all shards; it changes where the budget is raised."""
+    """SHA-256 of the training tokens of one pass; it changes where the budget is raised."""
     recipe: dict[str, Any]
     """The train part."""
     fresh_layers: list[int] | str
@@ -46,7 +46,8 @@ class Settings:
     batch_sequences: int
     schedule: Schedule
     passes: tuple[tuple[int, int], ...]
-    """Tokens [begin, end) of the training shards that each pass goes over; the last serves all that follow."""
+    """Training tokens [begin, end) whose documents each pass goes over, from the first that begins there; the last
+    serves all that follow."""
     discarded_tokens: int = 0
     """Of cool-downs that an extension threw away."""
     discarded_s: float = 0.0
@@ -89,8 +90,14 @@ class Changes:
     """Whether more tokens are asked for."""
 
 
-def changes(before: Settings, asked: Settings, stage_folder: Path) -> Changes:
+def changes(before: Settings, asked: Settings, then: str, stage_folder: Path) -> Changes:
     """Compare; a stage that cannot become what is asked is refused with everything that differs.
+
+    Args:
+        before: what the stage was begun with.
+        asked: what is asked now.
+        then: SHA-256 of as many training tokens as the stage was begun with, in the shards of now.
+        stage_folder: for the message.
 
     Raises:
         RecipeError: something differs that may not.
@@ -110,8 +117,8 @@ def changes(before: Settings, asked: Settings, stage_folder: Path) -> Changes:
         refused["total_tokens"] = (before.total_tokens, asked.total_tokens)
     if asked.budget_tokens < before.budget_tokens:
         refused["budget_tokens"] = (before.budget_tokens, asked.budget_tokens)
-    if old["shards"] != new["shards"] and not asked.budget_tokens > before.budget_tokens:
-        refused["shards"] = (old["shards"], new["shards"])
+    if before.shards != then:
+        refused["shards"] = (before.shards, then)
     if refused:
         listed = "; ".join(f"{key}: {json.dumps(was)} -> {json.dumps(now)}" for key, (was, now) in refused.items())
         raise RecipeError(f"{stage_folder} was made by other settings ({listed}). {START_OVER}")

@@ -58,9 +58,10 @@ class MetricsLog:
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Make the lines durable, and end."""
-        with self._file:
-            self.sync()
+        """Make the lines durable, and end; once more is nothing."""
+        if not self._file.closed:
+            with self._file:
+                self.sync()
 
 
 class Progress(Protocol):

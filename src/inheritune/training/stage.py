@@ -15,7 +15,7 @@ from inheritune import runs
 from inheritune.data.batches import Position, Sampler
 from inheritune.data.shards import Shards, TokenDocuments, check_vocabulary
 from inheritune.data.tokenizer import open_tokenizer
-from inheritune.errors import DataError, RecipeError
+from inheritune.errors import DataError, RecipeError, SurgeryError
 from inheritune.machine.stop import StopRequest, stop_on_signals
 from inheritune.recipe import TrainRecipe, train_recipe
 from inheritune.surgery.anatomy import find_layers
@@ -151,7 +151,7 @@ def train(
             teacher=_fingerprint(teacher, before.teacher if before else None) if teacher and taught else None,
             moments_from=_checkpoint_fingerprint(moments_from, before) if moments_from else None,
             validation=shards.validation_sha256,
-            shards=shards.sha256,
+            shards=documents.first(budget).sha256,
             recipe=recipe.model_dump(mode="json"),
             fresh_layers="all" if fresh_layers == "all" else sorted(int(layer) for layer in fresh_layers),
             sequence_length=sequence_length,
@@ -162,12 +162,13 @@ def train(
             schedule=plan_schedule(recipe, num_steps),
             passes=_passes_before(moments_from, budget) or ((0, budget),),
         )
-        settings = _go_on(before, asked, stage_folder, moments_from, tell) if before else asked
+        then = documents.first(min(before.budget_tokens, documents.num_tokens)).sha256 if before else ""
+        settings = _go_on(before, asked, then, stage_folder, moments_from, tell) if before else asked
         if finished := read_result(stage_folder):
             _keep_only_open(stage_folder, settings)  # the others are left where a kill came before this
             return finished
 
-        start_folder = _start_of(model, stage_folder)
+        start_folder = _start_of(model, stage_folder, tell)
         network = load_model(start_folder)
         check_vocabulary(shards, network.get_input_embeddings().weight.shape[0])
         for warning in (check_positions(network.config, sequence_length), warning_of_passes(recipe.passes)):
@@ -175,9 +176,10 @@ def train(
                 tell("warning", warning)
         _check_tokenizer(start_folder, shards)
         if before:
-            for each in changes(before, asked, stage_folder).allowed:
+            for each in changes(before, asked, then, stage_folder).allowed:
                 tell("changed", f"{stage_folder.name} | {each}")
             _change_micro_batch(before, asked, stage_folder / "probe.json", tell)
+        settings = replace(settings, recipe=asked.recipe)
         runs.write_json(stage_folder / SETTINGS, settings.to_json())
         watch = shards.sequence("watch")
         stage_name = name or stage_folder.name
@@ -252,7 +254,7 @@ def _keep_only_open(stage_folder: Path, settings: Settings) -> None:
             runs.remove_folder(checkpoint)
 
 
-def _start_of(model: str | Path, stage_folder: Path) -> Path:
+def _start_of(model: str | Path, stage_folder: Path, tell: Callable[[str, str], None]) -> Path:
     """What a stage starts from; where that is gone, as after a first end, its model, which has the same tensors.
 
     Those tensors' values are then a checkpoint's.
@@ -261,14 +263,16 @@ def _start_of(model: str | Path, stage_folder: Path) -> Path:
         SurgeryError: it is gone, and there is no checkpoint.
     """
     kept = stage_folder / "model"
-    if kept.is_dir() and not Path(model).is_dir() and find_checkpoint(stage_folder / "checkpoints"):
-        return kept
+    if kept.is_dir() and not Path(model).is_dir():
+        found = find_checkpoint(stage_folder / "checkpoints", lambda message: tell("damaged", message))
+        return kept if found else resolve(model)
     return resolve(model)
 
 
 def _go_on(
     before: Settings,
     asked: Settings,
+    then: str,
     stage_folder: Path,
     moments_from: Path | None,
     tell: Callable[[str, str], None],
@@ -278,7 +282,7 @@ def _go_on(
     Raises:
         RecipeError: what is asked is not what was begun, nor more of it.
     """
-    changed = changes(before, asked, stage_folder)
+    changed = changes(before, asked, then, stage_folder)
     _drop_other_branches(before, stage_folder)
     if not changed.extends:
         return replace(before, recipe=asked.recipe)
@@ -308,9 +312,10 @@ def _extend(
     opened, result = before.schedule.open_step, read_result(stage_folder)
     newest = find_checkpoint(stage_folder / "checkpoints", lambda message: tell("damaged", message))
     state = read_state(newest) if newest else None
-    steps_done, elapsed_s = (state.step, state.elapsed_s) if state else (0, 0.0)
+    steps_done, elapsed_s, rewound = (state.step, state.elapsed_s, state.rewound_tokens) if state else (0, 0.0, 0)
     if result:
         steps_done, elapsed_s = result.loop.steps, result.loop.elapsed_s
+        rewound = result.loop.discarded_tokens - before.discarded_tokens
     assert opened is not None
     settings = before
     if result or steps_done > opened:
@@ -324,7 +329,9 @@ def _extend(
         settings = replace(
             before,
             discarded_tokens=before.discarded_tokens
-            + (steps_done - opened) * before.batch_sequences * before.sequence_length,
+            + (steps_done - opened) * before.batch_sequences * before.sequence_length
+            + rewound
+            - state.rewound_tokens,
             discarded_s=before.discarded_s + elapsed_s - state.elapsed_s,
         )
     position = state.position if state else Position(0, 0)
@@ -334,7 +341,8 @@ def _extend(
     settings = extended(settings, asked, position)
     if settings.schedule.num_steps <= before.schedule.num_steps:
         return replace(before, recipe=asked.recipe)  # more tokens, and not one whole step more
-    settings = replace(settings, branched_at=state.step if state else 0)
+    recipe = {**before.recipe, "passes": asked.recipe["passes"]}  # the rest is taken over where training begins
+    settings = replace(settings, recipe=recipe, branched_at=state.step if state else 0)
     runs.write_json(stage_folder / SETTINGS, settings.to_json())  # from here on the former result is not this stage's
     (stage_folder / "result.json").unlink(missing_ok=True)
     tell(
@@ -419,6 +427,8 @@ def _refuse_nested(stage_folder: Path, model: str | Path, shards: Shards) -> Non
 
 def _clear(stage_folder: Path) -> None:
     """Delete what a stage left behind; that it is finished goes first, its mark last."""
+    for former in stage_folder.glob(".*.old"):
+        shutil.rmtree(former)
     for name in ["result.json", *sorted(STAGE_ENTRIES - {"result.json", SETTINGS}), SETTINGS]:
         path = stage_folder / name
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
@@ -428,7 +438,12 @@ def _fingerprint(model: str | Path, recorded: str | None) -> str:
     """What a stage starts from, by content: config and weights. Of a folder that is gone, what was recorded."""
     folder = Path(model)
     if not folder.is_dir():
-        return recorded or str(model)
+        try:
+            folder = resolve(model)  # a hub id: what it means today
+        except SurgeryError:
+            if recorded is None:
+                raise
+            return recorded
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*")):
         if path.name == "config.json" or path.suffix == ".safetensors":
