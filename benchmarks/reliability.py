@@ -185,13 +185,14 @@ def table(found: list[Outcome], facts: dict[str, Any], *, commit: str, date: str
     failed = sorted({test.test for test in found if test.state == "failed"})
     lost = [test.test for test in found if test.state == "failed" and not test.rows]
     if lost:  # a worker that died cannot say which row its test was of
-        lines += ["", f"No row can be believed: {len(lost)} tests ended without saying which one they belong to."]
+        lines += ["", f"No row can be believed: {len(lost)} tests ended without saying which of them they are of."]
     if failed:
         lines += ["", "Failed:", "", *(f"- `{name}`" for name in failed)]
     lines += [
         "",
         "The short form (3 kills for 20, 500 steps for 10,000, traced and not compiled, one start-up for all of them) "
-        "runs with every `pytest`. Two tests run at a time, which the seconds show. Not on one process: these need several, and training on several is not built.",
+        "runs with every `pytest`. Two tests run at a time. "
+        "Not on one process: these need several, and training on several is not built.",
     ]
     return "\n".join(lines) + "\n"
 
