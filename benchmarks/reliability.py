@@ -38,7 +38,7 @@ ROWS = {
     "R4": ("1, 2, 4, 1 processes, the batch the same", "the same rows in the same order; losses within 1e-5, relative"),
     "R5": ("hidden size and vocabulary that the processes do not divide", "as R4; moments element by element"),
     "R6": (
-        "micro-batch or threads changed at a resume",
+        "micro-batch changed at a resume (there are no data workers)",
         "the same rows in the same order; losses within 1e-5",
     ),
     "R7": ("100 steps of three architectures against a stored file", "bitwise where it was made, 1e-4 elsewhere"),
