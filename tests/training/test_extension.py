@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from inheritune.data.batches import Position
 from inheritune.data.shards import Shards, prepare
 from inheritune.errors import RecipeError, Stopped, SurgeryError, TrainingError
-from inheritune.training import loop, stage
+from inheritune.training import going_on, loop, stage
+from inheritune.training.going_on import open_checkpoint, read_result
 from inheritune.training.settings import passes_with
-from inheritune.training.stage import open_checkpoint, read_result
 
 EVEN = {"warmup_fraction": 0.0, "cooldown_fraction": 0.25}  # the rise is part of the plan: without one, plans agree
 
@@ -58,7 +58,11 @@ def test_killed_while_it_is_extended_it_is_either_what_it_was_or_what_it_should_
     lab.run("whole", recipe={**EVEN, "passes": 2})
     with pytest.raises(Stopped):
         lab.run("out", recipe=EVEN, stop=lab.StopAt(13))  # in the cool-down, with a checkpoint there
-    place = {"settings": (stage.runs, "write_json"), "result": (stage, "_extend"), "checkpoints": (stage, "drop_after")}
+    place = {
+        "settings": (going_on.runs, "write_json"),
+        "result": (going_on, "_extend"),
+        "checkpoints": (going_on, "drop_after"),
+    }
     where, name = place[moment]
     honest = getattr(where, name)
 
@@ -224,16 +228,16 @@ def test_extended_again_after_a_kill_in_the_middle_of_being_extended(lab, monkey
     lab.run("whole", recipe={**EVEN, "passes": 4})
     with pytest.raises(Stopped):
         lab.run("out", recipe=EVEN, stop=lab.StopAt(13))  # in the cool-down
-    honest, calls = stage.drop_after, []
+    honest, calls = going_on.drop_after, []
 
     def killed(*given, **named):
         calls.append(1)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(stage, "drop_after", killed)
+    monkeypatch.setattr(going_on, "drop_after", killed)
     with pytest.raises(KeyboardInterrupt):
         lab.run("out", recipe={**EVEN, "passes": 2})
-    monkeypatch.setattr(stage, "drop_after", honest)
+    monkeypatch.setattr(going_on, "drop_after", honest)
     assert calls
     lab.run("out", recipe={**EVEN, "passes": 4})
     lab.assert_equal("out", "whole", ["train"])

@@ -34,8 +34,8 @@ from inheritune.surgery.cut import plan_cut
 from inheritune.surgery.folder import build_config, build_on_meta, check_files, read_config
 from inheritune.surgery.positions import check_positions
 from inheritune.surgery.selection import is_prefix, parse_selection
+from inheritune.training.going_on import read_result
 from inheritune.training.plan import LoopResult
-from inheritune.training.stage import read_result
 
 
 def search(run: Run) -> Found:

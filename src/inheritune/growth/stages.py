@@ -21,10 +21,11 @@ from inheritune.surgery.anatomy import anatomy_of_folder
 from inheritune.surgery.deepen import deepen
 from inheritune.surgery.transplant import inherit
 from inheritune.training.checkpoint import MODEL, read_tensors, require_whole
+from inheritune.training.going_on import TrainResult, open_checkpoint, read_result
 from inheritune.training.gradient import LOGITS_AT_ONCE
 from inheritune.training.plan import plan_steps
 from inheritune.training.settings import Settings
-from inheritune.training.stage import TrainResult, open_checkpoint, read_result, train
+from inheritune.training.stage import train
 
 TRAINING_RECORD = "training.json"
 """In a model's folder: {"tokens": ...}, what it was trained on, where that is known."""
