@@ -57,14 +57,14 @@ def recheck(child: str | Path, reference: str | Path, revision: str | None = Non
 def _check_hashes(certificate: Certificate, own: Weights) -> None:
     """The child's tensors are those of its certificate, bit for bit."""
     recorded = certificate.tensors
-    for names, fault in (
+    for stray, fault in (
         (set(recorded) - set(own.tensors), "its certificate names, and its files lack"),
         (set(own.tensors) - set(recorded), "its files hold, and its certificate does not name"),
     ):
-        if names:
+        if stray:
             raise SurgeryError(
-                f"{own.folder} is not the child that was inherited: {len(names)} tensors {fault} (first: "
-                f"{min(names)!r}). Inherit it again, or check another folder."
+                f"{own.folder} is not the child that was inherited: {len(stray)} tensors {fault} (first: "
+                f"{min(stray)!r}). Inherit it again, or check another folder."
             )
     names = sorted(recorded)
     with ThreadPoolExecutor(THREADS) as threads:
