@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from inheritune.errors import SurgeryError
+from inheritune.errors import DiskError, SurgeryError
 from inheritune.surgery import transplant
 from inheritune.surgery.anatomy import anatomy_of_folder, layer_modules
 from inheritune.surgery.certificate import Certificate
@@ -235,11 +235,11 @@ def test_selection_that_the_reference_cannot_give_leaves_nothing_behind(layers, 
     assert [path.name for path in tmp_path.iterdir()] == ["reference"]
 
 
-@pytest.mark.parametrize("step", ["_write_weights", "copy_companions", "_check_bytes", "_compare"])
+@pytest.mark.parametrize("step", ["write_weights", "copy_companions", "hash_written", "_compare"])
 def test_interruption_in_the_middle_leaves_no_child(step, save_reference, tmp_path, monkeypatch):
     reference = save_reference("llama", tmp_path / "reference")
 
-    def interrupt(*_arguments):
+    def interrupt(*_arguments, **_keywords):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(transplant, step, interrupt)
@@ -283,18 +283,18 @@ def test_swapped_layers_are_found_by_the_certificate_and_nothing_is_kept(save_re
 
 def test_bytes_that_read_back_otherwise_are_refused(save_reference, tmp_path, monkeypatch):
     reference = save_reference("llama", tmp_path / "reference")
-    write = transplant._write_weights
+    write = transplant.write_weights
 
     def bad_disk(folder, *arguments):
-        hashes = write(folder, *arguments)
+        files = write(folder, *arguments)
         with (folder / "model.safetensors").open("r+b") as file:
             file.seek(-1, 2)
             last = file.read(1)
             file.seek(-1, 2)
             file.write(bytes([last[0] ^ 1]))
-        return hashes
+        return files
 
-    monkeypatch.setattr(transplant, "_write_weights", bad_disk)
+    monkeypatch.setattr(transplant, "write_weights", bad_disk)
     with pytest.raises(SurgeryError, match="reads back otherwise"):
         inherit(reference, tmp_path / "child", layers=[0, 2])
     assert not (tmp_path / "child").exists()
@@ -303,7 +303,7 @@ def test_bytes_that_read_back_otherwise_are_refused(save_reference, tmp_path, mo
 def test_full_disk_is_refused_before_a_byte_is_written(save_reference, tmp_path, monkeypatch):
     reference = save_reference("llama", tmp_path / "reference")
     monkeypatch.setattr(transplant.shutil, "disk_usage", lambda _place: shutil._ntuple_diskusage(10, 9, 1))
-    with pytest.raises(SurgeryError, match="Free some space"):
+    with pytest.raises(DiskError, match=r"no space for the child: .* Free some space"):
         inherit(reference, tmp_path / "child")
     assert [path.name for path in tmp_path.iterdir()] == ["reference"]
 

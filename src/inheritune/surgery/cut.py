@@ -90,7 +90,7 @@ def plan_cut(weights: Weights, layers: int | str | Sequence[int], dtype: str | t
     if word:
         child_config.pop("torch_dtype", None)
         child_config["dtype"] = str(FLOATS[word]).removeprefix("torch.")
-    if any(piece.dtype != piece.source.dtype for piece in pieces):
+    if any(piece.is_converted for piece in pieces):
         notes.append(f"floating tensors converted to {word}; each hash is that of the converted bytes")
     return Cut(anatomy, selection, child_config, pieces, origins, tuple(notes))
 

@@ -195,15 +195,17 @@ def build_config(config: Mapping[str, Any]) -> Any:
         ) from error
 
 
-def build_on_meta(config: Any) -> PreTrainedModel:
-    """The model of a config without memory for its weights (device meta).
+def build_on_meta(config: Any, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """The model of a config without memory for its weights (device meta), in its own dtype or in this one.
 
     Raises:
         SurgeryError: the class cannot be built from this config.
     """
     try:
         with torch.device("meta"):
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(
+                config, trust_remote_code=False, **({} if dtype is None else {"dtype": dtype})
+            )
     except Exception as error:  # constructors of 190 classes: no common class of errors
         raise SurgeryError(
             f"a {config.model_type!r} of this config cannot be built: {' '.join(str(error).split())}. "
