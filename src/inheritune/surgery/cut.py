@@ -16,6 +16,7 @@ from inheritune.errors import SurgeryError
 from inheritune.surgery.anatomy import Anatomy, find_layers
 from inheritune.surgery.config_edit import PREDICTION_LAYERS, edit_config, edit_text_config
 from inheritune.surgery.folder import Weights, build_config, build_on_meta, limits, read_config
+from inheritune.surgery.scores import scores_for
 from inheritune.surgery.selection import is_prefix, parse_selection
 from inheritune.surgery.tensor_file import FLOATS, Piece, TensorEntry
 from inheritune.surgery.tensor_names import check_shapes, find_names, map_names, packed_over_depth
@@ -55,7 +56,7 @@ def plan_cut(weights: Weights, layers: int | str | Sequence[int], dtype: str | t
     parent_config = build_config(config)
     parent = build_on_meta(parent_config)
     anatomy = find_layers(parent)
-    selection = parse_selection(layers, anatomy.depth)
+    selection = parse_selection(layers, anatomy.depth, scores_for(layers))
     shapes = {name: tuple(tensor.shape) for name, tensor in parent.state_dict().items()}
     full = parent_config.to_dict()
     try:
