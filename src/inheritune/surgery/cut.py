@@ -36,6 +36,7 @@ class Cut:
         pieces: the child's tensors.
         origins: child tensor name -> reference tensor name.
         notes: for the certificate.
+        initial: names of the child's tensors that are not inherited but begin at the model's own initialiser.
     """
 
     anatomy: Anatomy
@@ -44,6 +45,7 @@ class Cut:
     pieces: tuple[Piece, ...]
     origins: Mapping[str, str]
     notes: tuple[str, ...]
+    initial: frozenset[str] = frozenset()
 
 
 def plan_cut(weights: Weights, layers: int | str | Sequence[int], dtype: str | torch.dtype | None = None) -> Cut:

@@ -16,6 +16,7 @@ from inheritune.runs import new_folder, write_json
 from inheritune.surgery.certificate import FILE, Certificate, Operation, TensorOrigin
 from inheritune.surgery.cut import Cut, plan_cut
 from inheritune.surgery.folder import INDEX, PICKLED, WEIGHTS, Weights, check_files, encode_floats, load_model, resolve
+from inheritune.surgery.parts import Parts, choose_parts, initialised
 from inheritune.surgery.proof import Trace, fits_in_memory, largest_difference, trace
 from inheritune.surgery.selection import is_prefix
 from inheritune.surgery.tensor_file import FLOATS, Piece, TensorEntry, read_header, sha256, split_shards, write_file
@@ -42,22 +43,29 @@ def inherit(
     verify: bool = True,
     revision: str | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    parts: Parts = "all",
+    seed: int = 0,
 ) -> Certificate:
     """Make a child: the selected layers of the reference, with everything that is not a layer.
 
     Args:
         reference: folder or hub id.
         out: the child's folder; a former child there is replaced, anything else is left alone.
-        layers: number of first layers, ``"half"``, or increasing indices from 0.
+        layers: number of first layers, increasing indices from 0, or words such as ``"half"``, ``"0-5,8,-1"``,
+            ``"every-2"``, ``"drop 20-27"`` (all of them: ``surgery.selection.parse_selection``).
         dtype: float32, bfloat16, float16 or float64 for every floating tensor; None keeps each tensor's own.
         verify: read back what was written, load it and compare it with the reference (law 2).
         revision: of a hub id.
         max_shard_bytes: largest weight file.
+        parts: what is inherited of the kept layers; the rest begins at the model's own initialiser. ``"attention"``,
+            ``"attention+norms"``, ``"mlp"``, ``"mlp+norms"`` and ``"attention+mlp"`` inherit all that is no layer;
+            ``"published"`` inherits whole layers and the head alone (and the input embedding where the two are tied).
+        seed: of the initialiser.
 
     Returns:
         The certificate, also saved as ``certificate.json``. Its kind is ``prefix`` where the models were run and
-        compared, ``bytes`` where only tensors were: a selection with holes, a lossy dtype, a quantised or too large
-        reference, or ``verify=False`` (its notes say which).
+        compared, ``bytes`` where only tensors were: a selection with holes, partial inheritance, a lossy dtype, a
+        quantised or too large reference, or ``verify=False`` (its notes say which).
 
     Raises:
         SurgeryError: the model cannot be read or cut exactly, a kept weight is (or in ``dtype`` would be) NaN or
@@ -66,7 +74,7 @@ def inherit(
     target, folder = Path(out), resolve(reference, revision)
     _check_target(target, folder)
     weights = check_files(folder)
-    cut = plan_cut(weights, layers, dtype)
+    cut = choose_parts(plan_cut(weights, layers, dtype), parts, seed, target)
     _check_space(target, cut)
     quantised = bool(cut.config.get("quantization_config"))
     obstacle = _obstacle(cut, weights, verify, quantised)
@@ -76,7 +84,7 @@ def inherit(
         notes.append(f"snapshot {folder.name} of the hub")
     if not any(path.is_file() for pattern in TOKENIZER_FILES for path in folder.glob(pattern)):
         notes.append("the reference has no tokenizer files, so the child has none")
-    with new_folder(target) as new:
+    with initialised(cut, seed, target) as cut, new_folder(target) as new:
         write_json(new / "config.json", encode_floats(cut.config))
         hashes = _write_weights(new, cut.pieces, max_shard_bytes)
         copy_companions(folder, new)
@@ -86,6 +94,7 @@ def inherit(
         if verify and expected is None and not quantised and fits_in_memory([piece.source for piece in cut.pieces]):
             load_model(new)
         operations: dict[str, Operation] = {piece.name: "slice" if piece.leading else "copy" for piece in cut.pieces}
+        operations |= dict.fromkeys(cut.initial, "init")
         certificate = Certificate(
             kind="bytes" if difference is None else "prefix",
             reference=str(reference),
@@ -129,6 +138,8 @@ def _obstacle(cut: Cut, weights: Weights, verify: bool, quantised: bool) -> str 
     """Why the models cannot be run and compared, in words; None where they can."""
     if not verify:
         return "not verified: verify=False"
+    if cut.initial:
+        return "only parts are inherited, so hidden states differ from the reference's: bytes were compared"
     if not is_prefix(cut.layers):
         return "the selection is no prefix, so there is no layer of the reference to compare with: bytes were compared"
     if quantised:
