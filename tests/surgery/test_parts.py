@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from inheritune.errors import RecipeError, SurgeryError
 from inheritune.surgery.anatomy import layer_modules
-from inheritune.surgery.parts import KEPT, LEFT_OVER, part_of_paths
+from inheritune.surgery.parts import KEPT, part_of_paths
 from inheritune.surgery.transplant import inherit
 
 LAYERS = [0, 2]
@@ -73,7 +73,7 @@ def test_each_tensor_is_the_references_or_the_initialisers_as_the_parts_say(fami
     assert any(f"parts={parts}" in note and "seed 7" in note for note in certificate.notes)
     _, info = AutoModelForCausalLM.from_pretrained(tmp_path / "child", output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
-    assert not list(tmp_path.glob(f"{LEFT_OVER}*"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["child", "fresh-7", "reference"]
 
 
 def test_the_same_seed_gives_the_same_child_and_another_one_another(save_reference, tmp_path):

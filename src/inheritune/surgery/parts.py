@@ -6,8 +6,8 @@ attributes and classes, and their shapes) on device meta: no table of architectu
 Source: arXiv:2404.08634 v4, table 3 (attention, MLP, with and without norms); its released scripts (``published``).
 """
 
+import math
 import shutil
-import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -58,8 +58,8 @@ NORM_NAMES = ("ln", "ln1", "ln2")
 INITIAL = "init"
 """What a certificate names as the source of a tensor from the initialiser."""
 
-LEFT_OVER = ".init-"
-"""Begins the name of the folder that holds the initialiser's tensors for a while."""
+LEFT_OVER = ".{name}.init"
+"""Name of the folder that holds the initialiser's tensors for a while, beside the child's folder."""
 
 
 def choose_parts(cut: Cut, parts: Parts, seed: int, out: Path) -> Cut:
@@ -89,7 +89,7 @@ def choose_parts(cut: Cut, parts: Parts, seed: int, out: Path) -> Cut:
     places = _published_places(model) if parts == "published" else _layer_places(model)
     kept = {"layer", "head"} if parts == "published" else {"other", *KEPT[parts]}
     initial = _left_out(model, cut, find_names(cut.origins, cut.anatomy), places, kept)
-    planned = _planned_file(cut, initial, out.absolute().parent / LEFT_OVER / WEIGHTS)
+    planned = _planned_file(cut, initial, _beside(out) / WEIGHTS)
     return replace(
         cut,
         pieces=tuple(planned.get(piece.name, piece) for piece in cut.pieces),
@@ -265,14 +265,13 @@ def initialised(cut: Cut, seed: int, out: Path) -> Iterator[Cut]:
             "the child in float32 does not fit in the memory that is free, and its initialiser needs it so. Use a "
             "machine with more memory, or inherit all parts."
         )
-    out.absolute().parent.mkdir(parents=True, exist_ok=True)
-    for left_over in out.absolute().parent.glob(f"{LEFT_OVER}*"):
-        shutil.rmtree(left_over, ignore_errors=True)
-    require_space(out, sum(4 * _num_elements(piece) for piece in cut.pieces), "the initialiser's tensors")
-    with tempfile.TemporaryDirectory(dir=out.absolute().parent, prefix=LEFT_OVER) as temporary:
+    require_space(out, sum(4 * math.prod(piece.shape) for piece in cut.pieces), "the initialiser's tensors")
+    beside = _beside(out)
+    try:
+        shutil.rmtree(beside, ignore_errors=True)  # of a call that was killed
         with quiet():
-            _initial_model(cut.config, seed).save_pretrained(temporary, max_shard_size="1TB")
-        made = check_files(Path(temporary)).tensors
+            _initial_model(cut.config, seed).save_pretrained(beside, max_shard_size="1TB")
+        made = check_files(beside).tensors
         names = find_names(cut.origins, cut.anatomy)
         drawn = {name: made.get(name) or made[names.module_name(name)] for name in cut.initial}
         yield replace(
@@ -281,6 +280,13 @@ def initialised(cut: Cut, seed: int, out: Path) -> Iterator[Cut]:
                 replace(piece, source=drawn[piece.name]) if piece.name in drawn else piece for piece in cut.pieces
             ),
         )
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _beside(out: Path) -> Path:
+    """Where the initialiser's tensors lie for a while."""
+    return out.absolute().with_name(LEFT_OVER.format(name=out.absolute().name))
 
 
 def _initial_model(config: Mapping[str, Any], seed: int) -> PreTrainedModel:
@@ -291,7 +297,3 @@ def _initial_model(config: Mapping[str, Any], seed: int) -> PreTrainedModel:
             build_config(config), dtype=torch.float32, trust_remote_code=False
         )
     return model
-
-
-def _num_elements(piece: Piece) -> int:
-    return int(torch.Size(piece.shape).numel())

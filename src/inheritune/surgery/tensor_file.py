@@ -295,10 +295,22 @@ def write_file(path: Path, pieces: Sequence[Piece]) -> dict[str, str]:
     Returns:
         Tensor name -> hex SHA-256 of the bytes that were written.
     """
-    ordered = sorted(pieces, key=lambda piece: (-BITS[piece.dtype], piece.name))
+    in_order = ordered(pieces)
+    with path.open("xb") as file:
+        file.write(encode_header(in_order))
+        return {piece.name: _write_tensor(file, piece) for piece in in_order}
+
+
+def ordered(pieces: Sequence[Piece]) -> list[Piece]:
+    """The pieces as they lie in their new file: largest alignment first."""
+    return sorted(pieces, key=lambda piece: (-BITS[piece.dtype], piece.name))
+
+
+def encode_header(pieces: Sequence[Piece]) -> bytes:
+    """The first bytes of a file of these tensors, in this order: length, JSON, and spaces up to a multiple of 8."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     place = 0
-    for piece in ordered:
+    for piece in pieces:
         header[piece.name] = {
             "dtype": piece.dtype,
             "shape": list(piece.shape),
@@ -307,9 +319,7 @@ def write_file(path: Path, pieces: Sequence[Piece]) -> dict[str, str]:
         place += piece.num_bytes
     encoded = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     encoded += b" " * (-len(encoded) % 8)
-    with path.open("xb") as file:
-        file.write(struct.pack("<Q", len(encoded)) + encoded)
-        return {piece.name: _write_tensor(file, piece) for piece in ordered}
+    return struct.pack("<Q", len(encoded)) + encoded
 
 
 def _write_tensor(file: BinaryIO, piece: Piece) -> str:

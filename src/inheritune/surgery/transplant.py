@@ -6,8 +6,9 @@ back and run (law 2). The folder appears under its name by one rename, whole, or
 """
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -72,12 +73,12 @@ def inherit(
             infinite, or ``out`` is in the way; nothing is left behind.
     """
     target, folder = Path(out), resolve(reference, revision)
-    _check_target(target, folder)
+    check_target(target, folder)
     weights = check_files(folder)
     cut = choose_parts(plan_cut(weights, layers, dtype), parts, seed, target)
     _check_space(target, cut)
     quantised = bool(cut.config.get("quantization_config"))
-    obstacle = _obstacle(cut, weights, verify, quantised)
+    obstacle = obstacle_to_proof(cut, weights, verify, quantised)
     expected = None if obstacle else trace(load_model(folder), len(cut.layers) - 1)
     notes = [*cut.notes, *([obstacle] if obstacle else [])]
     if folder.resolve() != Path(reference).resolve():
@@ -107,7 +108,7 @@ def inherit(
     return certificate
 
 
-def _check_target(target: Path, reference: Path) -> None:
+def check_target(target: Path, reference: Path) -> None:
     """Refuse a target that holds anything but a former child, or that overlaps the reference."""
     here, there = target.resolve(), reference.resolve()
     if here == there or here in there.parents or there in here.parents:
@@ -134,7 +135,7 @@ def _check_space(target: Path, cut: Cut) -> None:
         )
 
 
-def _obstacle(cut: Cut, weights: Weights, verify: bool, quantised: bool) -> str | None:
+def obstacle_to_proof(cut: Cut, weights: Weights, verify: bool, quantised: bool) -> str | None:
     """Why the models cannot be run and compared, in words; None where they can."""
     if not verify:
         return "not verified: verify=False"
@@ -161,28 +162,43 @@ def _is_lossy(piece: Piece) -> bool:
 
 def _write_weights(folder: Path, pieces: Sequence[Piece], max_shard_bytes: int) -> dict[str, str]:
     """Write the weight files (and their index, where there are several); gives tensor name -> SHA-256."""
+    files = plan_files(pieces, max_shard_bytes)
+    hashes: dict[str, str] = {}
+    for file, shard in files.items():
+        hashes |= write_file(folder / file, shard)
+    if len(files) > 1:
+        write_json(folder / INDEX, index_of(files))
+    return hashes
+
+
+def plan_files(pieces: Sequence[Piece], max_shard_bytes: int) -> dict[str, list[Piece]]:
+    """The weight files of a child by name, and what each of them holds."""
     shards = split_shards(sorted(pieces, key=lambda piece: (piece.source.file, piece.source.begin)), max_shard_bytes)
     if len(shards) == 1:
-        return write_file(folder / WEIGHTS, shards[0])
-    hashes: dict[str, str] = {}
-    file_of: dict[str, str] = {}
-    for number, shard in enumerate(shards, start=1):
-        file = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        hashes |= write_file(folder / file, shard)
-        file_of |= {piece.name: file for piece in shard}
-    total = sum(piece.num_bytes for piece in pieces)
-    write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(file_of.items()))})
-    return hashes
+        return {WEIGHTS: shards[0]}
+    return {f"model-{number:05}-of-{len(shards):05}.safetensors": shard for number, shard in enumerate(shards, start=1)}
+
+
+def index_of(files: Mapping[str, Sequence[Piece]]) -> dict[str, Any]:
+    """The index of several weight files: where each tensor is."""
+    file_of = {piece.name: file for file, pieces in files.items() for piece in pieces}
+    total = sum(piece.num_bytes for pieces in files.values() for piece in pieces)
+    return {"metadata": {"total_size": total}, "weight_map": dict(sorted(file_of.items()))}
 
 
 def copy_companions(reference: Path, folder: Path) -> None:
     """Tokenizer files, generation config, chat templates and licence, byte for byte; no pickle."""
-    for pattern in COPIED_FILES:
-        for path in sorted(reference.glob(pattern)):
-            if path.is_dir():
-                shutil.copytree(path, folder / path.name, dirs_exist_ok=True)
-            elif path.suffix not in PICKLED:
-                shutil.copyfile(path, folder / path.name)
+    for path in companions(reference):
+        if path.is_dir():
+            shutil.copytree(path, folder / path.name, dirs_exist_ok=True)
+        else:
+            shutil.copyfile(path, folder / path.name)
+
+
+def companions(reference: Path) -> list[Path]:
+    """The files and folders that are copied beside the weights."""
+    found = {path for pattern in COPIED_FILES for path in reference.glob(pattern)}
+    return sorted(path for path in found if path.is_dir() or path.suffix not in PICKLED)
 
 
 def _check_bytes(folder: Path, hashes: dict[str, str]) -> None:
