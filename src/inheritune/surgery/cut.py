@@ -14,8 +14,10 @@ import torch
 
 from inheritune.errors import SurgeryError
 from inheritune.surgery.anatomy import Anatomy, find_layers
+from inheritune.surgery.certificate import Operation
 from inheritune.surgery.config_edit import PREDICTION_LAYERS, edit_config, edit_text_config
 from inheritune.surgery.folder import Weights, build_config, build_on_meta, limits, read_config
+from inheritune.surgery.scores import scores_for
 from inheritune.surgery.selection import is_prefix, parse_selection
 from inheritune.surgery.tensor_file import FLOATS, Piece, TensorEntry
 from inheritune.surgery.tensor_names import check_shapes, find_names, map_names, packed_over_depth
@@ -35,6 +37,7 @@ class Cut:
         pieces: the child's tensors.
         origins: child tensor name -> reference tensor name.
         notes: for the certificate.
+        initial: names of the child's tensors that are not inherited but begin at the model's own initialiser.
     """
 
     anatomy: Anatomy
@@ -43,6 +46,13 @@ class Cut:
     pieces: tuple[Piece, ...]
     origins: Mapping[str, str]
     notes: tuple[str, ...]
+    initial: frozenset[str] = frozenset()
+
+    def operation(self, piece: Piece) -> Operation:
+        """How the tensor comes into the child."""
+        if piece.source is None:
+            return "constant"
+        return "init" if piece.name in self.initial else "slice" if piece.leading else "copy"
 
 
 def plan_cut(weights: Weights, layers: int | str | Sequence[int], dtype: str | torch.dtype | None = None) -> Cut:
@@ -55,7 +65,7 @@ def plan_cut(weights: Weights, layers: int | str | Sequence[int], dtype: str | t
     parent_config = build_config(config)
     parent = build_on_meta(parent_config)
     anatomy = find_layers(parent)
-    selection = parse_selection(layers, anatomy.depth)
+    selection = parse_selection(layers, anatomy.depth, scores_for(layers))
     shapes = {name: tuple(tensor.shape) for name, tensor in parent.state_dict().items()}
     full = parent_config.to_dict()
     try:

@@ -2,6 +2,7 @@
 
 # B batch, T positions, D hidden size, V vocabulary.
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -151,12 +152,12 @@ def largest_difference(expected: Tensor, found: Tensor) -> float:
 
 def fits_in_memory(entries: Sequence[TensorEntry]) -> bool:
     """Whether these tensors as float32, and a fifth more for the run, fit in the memory that is free now."""
-    needed = sum(4 * _num_elements(entry) for entry in entries)
-    return 1.2 * needed < _available_bytes()
+    return memory_needed(entries) < _available_bytes()
 
 
-def _num_elements(entry: TensorEntry) -> int:
-    return int(torch.Size(entry.shape).numel())
+def memory_needed(entries: Sequence[TensorEntry]) -> int:
+    """Bytes of these tensors as float32, and a fifth more for the run."""
+    return sum(4 * math.prod(entry.shape) for entry in entries) * 6 // 5
 
 
 def _available_bytes() -> int:

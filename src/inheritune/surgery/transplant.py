@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,6 +20,7 @@ from inheritune.surgery.certificate import FILE, Certificate, TensorOrigin
 from inheritune.surgery.cut import Cut, plan_cut
 from inheritune.surgery.folder import INDEX, PICKLED, WEIGHTS, Weights, check_files, encode_floats, load_model, resolve
 from inheritune.surgery.layer_stream import LayerStream, NotByLayer
+from inheritune.surgery.parts import Parts, choose_parts, initialised
 from inheritune.surgery.proof import NotProved, States, first_difference, fits_in_memory, states_of
 from inheritune.surgery.selection import is_prefix
 from inheritune.surgery.tensor_check import hash_written
@@ -46,22 +48,29 @@ def inherit(
     verify: bool = True,
     revision: str | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    parts: Parts = "all",
+    seed: int = 0,
 ) -> Certificate:
     """Make a child: the selected layers of the reference, with everything that is not a layer.
 
     Args:
         reference: folder or hub id.
         out: the child's folder; a former child there is replaced, anything else is left alone.
-        layers: number of first layers, ``"half"``, or increasing indices from 0.
+        layers: number of first layers, increasing indices from 0, or words such as ``"half"``, ``"0-5,8,-1"``,
+            ``"every-2"``, ``"drop 20-27"`` (all of them: ``surgery.selection.parse_selection``).
         dtype: float32, bfloat16, float16 or float64 for every floating tensor; None keeps each tensor's own.
         verify: read back what was written, load it and compare it with the reference (law 2).
         revision: of a hub id.
         max_shard_bytes: largest weight file.
+        parts: what is inherited of the kept layers; the rest begins at the model's own initialiser. ``"attention"``,
+            ``"attention+norms"``, ``"mlp"``, ``"mlp+norms"`` and ``"attention+mlp"`` inherit all that is no layer;
+            ``"published"`` inherits whole layers and the head alone (and the input embedding where the two are tied).
+        seed: of the initialiser.
 
     Returns:
         The certificate, also saved as ``certificate.json``. Its kind is ``prefix`` where the models were run and
-        compared, ``bytes`` where only tensors were: a selection with holes, a lossy dtype, a quantised or too large
-        reference, or ``verify=False`` (its notes say which).
+        compared, ``bytes`` where only tensors were: a selection with holes, partial inheritance, a lossy dtype, a
+        quantised or too large reference, or ``verify=False`` (its notes say which).
 
     Raises:
         SurgeryError: the model cannot be read or cut exactly, a kept weight is (or in ``dtype`` would be) NaN or
@@ -70,14 +79,14 @@ def inherit(
         RecipeError: a shard of no bytes.
     """
     target, folder = Path(out), resolve(reference, revision)
-    _check_target(target, folder)
+    check_target(target, folder)
     if max_shard_bytes < 1:
         raise RecipeError(f"a shard of {max_shard_bytes} bytes holds nothing. Give max_shard_bytes 1 or more.")
     weights = check_files(folder)
-    cut = plan_cut(weights, layers, dtype)
+    cut = choose_parts(plan_cut(weights, layers, dtype), parts, seed, target)
     require_space(target, sum(piece.num_bytes for piece in cut.pieces), "the child")
     quantised = bool(cut.config.get("quantization_config"))
-    obstacle = _obstacle(cut, verify, quantised)
+    obstacle = obstacle_to_proof(cut, verify, quantised)
     expected = None
     if obstacle is None:
         try:
@@ -89,7 +98,7 @@ def inherit(
         notes.append(f"snapshot {folder.name} of the hub")
     if not any(path.is_file() for pattern in TOKENIZER_FILES for path in folder.glob(pattern)):
         notes.append("the reference has no tokenizer files, so the child has none")
-    with new_folder(target) as new:
+    with initialised(cut, seed, target) as cut, new_folder(target) as new:
         write_json(new / "config.json", encode_floats(cut.config))
         files = write_weights(new, cut.pieces, max_shard_bytes)
         copy_companions(folder, new)
@@ -119,9 +128,8 @@ def inherit(
 
 def _origin(piece: Piece, cut: Cut, hashes: Mapping[str, str]) -> TensorOrigin:
     """Where a tensor of the child comes from; ``"0"`` is the constant."""
-    if piece.source is None:
-        return TensorOrigin("0", "constant", hashes[piece.name])
-    return TensorOrigin(cut.origins[piece.name], "slice" if piece.leading else "copy", hashes[piece.name])
+    source = "0" if piece.source is None else cut.origins[piece.name]
+    return TensorOrigin(source, cut.operation(piece), hashes[piece.name])
 
 
 @contextmanager
@@ -134,7 +142,7 @@ def syncing(files: Iterable[Path]) -> Iterator[None]:
             each.result()
 
 
-def _check_target(target: Path, reference: Path) -> None:
+def check_target(target: Path, reference: Path) -> None:
     """Refuse a target that holds anything but a former child, or that overlaps the reference."""
     here, there = target.resolve(), reference.resolve()
     if here == there or here in there.parents or there in here.parents:
@@ -150,10 +158,12 @@ def _check_target(target: Path, reference: Path) -> None:
         )
 
 
-def _obstacle(cut: Cut, verify: bool, quantised: bool) -> str | None:
+def obstacle_to_proof(cut: Cut, verify: bool, quantised: bool) -> str | None:
     """Why the models cannot be run and compared, in words; None where they can."""
     if not verify:
         return "not verified: verify=False"
+    if cut.initial:
+        return "only parts are inherited, so hidden states differ from the reference's: bytes were compared"
     if not is_prefix(cut.layers):
         return "the selection is no prefix, so there is no layer of the reference to compare with: bytes were compared"
     if quantised:
@@ -177,18 +187,27 @@ def write_weights(folder: Path, pieces: Sequence[Piece], max_shard_bytes: int) -
     Returns:
         Each file, and the tensors in it.
     """
+    files = plan_files(pieces, max_shard_bytes)
+    if len(files) > 1:
+        write_json(folder / INDEX, index_of(files))
+    for name, shard in files.items():
+        write_file(folder / name, shard)
+    return {folder / name: shard for name, shard in files.items()}
+
+
+def plan_files(pieces: Sequence[Piece], max_shard_bytes: int) -> dict[str, list[Piece]]:
+    """The weight files of a child by name, and what each of them holds."""
     shards = split_shards(_as_they_lie(pieces), max_shard_bytes)
-    names = [f"model-{number:05}-of-{len(shards):05}.safetensors" for number in range(1, len(shards) + 1)]
     if len(shards) == 1:
-        names = [WEIGHTS]
-    else:
-        total = sum(piece.num_bytes for piece in pieces)
-        file_of = {piece.name: name for name, shard in zip(names, shards, strict=True) for piece in shard}
-        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(file_of.items()))})
-    files = {folder / name: shard for name, shard in zip(names, shards, strict=True)}
-    for path, shard in files.items():
-        write_file(path, shard)
-    return files
+        return {WEIGHTS: shards[0]}
+    return {f"model-{number:05}-of-{len(shards):05}.safetensors": shard for number, shard in enumerate(shards, start=1)}
+
+
+def index_of(files: Mapping[str, Sequence[Piece]]) -> dict[str, Any]:
+    """The index of several weight files: where each tensor is."""
+    file_of = {piece.name: file for file, pieces in files.items() for piece in pieces}
+    total = sum(piece.num_bytes for pieces in files.values() for piece in pieces)
+    return {"metadata": {"total_size": total}, "weight_map": dict(sorted(file_of.items()))}
 
 
 def _as_they_lie(pieces: Sequence[Piece]) -> list[Piece]:
@@ -202,12 +221,17 @@ def _as_they_lie(pieces: Sequence[Piece]) -> list[Piece]:
 
 def copy_companions(reference: Path, folder: Path) -> None:
     """Tokenizer files, generation config, chat templates and licence, byte for byte; no pickle."""
-    for pattern in COPIED_FILES:
-        for path in sorted(reference.glob(pattern)):
-            if path.is_dir():
-                shutil.copytree(path, folder / path.name, dirs_exist_ok=True)
-            elif path.suffix not in PICKLED:
-                shutil.copyfile(path, folder / path.name)
+    for path in companions(reference):
+        if path.is_dir():
+            shutil.copytree(path, folder / path.name, dirs_exist_ok=True)
+        else:
+            shutil.copyfile(path, folder / path.name)
+
+
+def companions(reference: Path) -> list[Path]:
+    """The files and folders that are copied beside the weights."""
+    found = {path for pattern in COPIED_FILES for path in reference.glob(pattern)}
+    return sorted(path for path in found if path.is_dir() or path.suffix not in PICKLED)
 
 
 def _states(weights: Weights, cut: Cut, *, is_child: bool) -> States:
