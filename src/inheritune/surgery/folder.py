@@ -35,9 +35,9 @@ OLD_BUFFERS = (
     r"(?:^|\.)(?:attn|attention)\.(?:bias|masked_bias|causal_mask)$",
     r"(?:^|\.)position_ids$",
 )
-"""Buffers that transformers saved up to version 4 and computes since then: GPT-2, GPT-J, GPT-Neo, GPT-NeoX, CodeGen, BERT.
+"""Buffers that older versions of transformers saved (GPT-2, GPT-J, GPT-Neo, GPT-NeoX, CodeGen, Llama, BERT).
 
-Never the name of a parameter of those classes; whether a class has a parameter of this name is asked first.
+No class computes with them any more; whether a class has a parameter of such a name is asked first.
 """
 
 TAIL = "num_nextn_predict_layers"
@@ -230,13 +230,10 @@ def unread_patterns(model: PreTrainedModel) -> list[str]:
 
     They are what the class itself declares, its buffers that are not saved any more, and ``OLD_BUFFERS``.
     """
-    saved = set(model.state_dict())
-    front = re.escape(f"{model.base_model_prefix}.")
-    computed = (
-        name.removeprefix(f"{model.base_model_prefix}.") for name, _ in model.named_buffers() if name not in saved
-    )
+    front, saved = f"{model.base_model_prefix}.", set(model.state_dict())
+    computed = [name.removeprefix(front) for name, _ in model.named_buffers() if name not in saved]
     declared = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
-    return [*sorted(declared), *OLD_BUFFERS, *(f"^(?:{front})?{re.escape(name)}$" for name in computed)]
+    return [*sorted(declared), *OLD_BUFFERS, *(f"^(?:{re.escape(front)})?{re.escape(name)}$" for name in computed)]
 
 
 def _is_of_tail(name: str, config: Any) -> bool:
