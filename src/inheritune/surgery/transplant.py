@@ -15,7 +15,18 @@ from inheritune.errors import SurgeryError
 from inheritune.runs import new_folder, write_json
 from inheritune.surgery.certificate import FILE, Certificate, Operation, TensorOrigin
 from inheritune.surgery.cut import Cut, plan_cut
-from inheritune.surgery.folder import INDEX, PICKLED, WEIGHTS, Weights, check_files, encode_floats, load_model, resolve
+from inheritune.surgery.folder import (
+    INDEX,
+    PICKLED,
+    WEIGHTS,
+    Weights,
+    check_entry,
+    check_files,
+    check_unchanged,
+    encode_floats,
+    load_model,
+    resolve,
+)
 from inheritune.surgery.proof import Trace, fits_in_memory, largest_difference, trace
 from inheritune.surgery.selection import is_prefix
 from inheritune.surgery.tensor_file import FLOATS, Piece, TensorEntry, read_header, sha256, split_shards, write_file
@@ -79,6 +90,7 @@ def inherit(
     with new_folder(target) as new:
         write_json(new / "config.json", encode_floats(cut.config))
         hashes = _write_weights(new, cut.pieces, max_shard_bytes)
+        check_unchanged(weights)
         copy_companions(folder, new)
         if verify:
             _check_bytes(new, hashes)
@@ -168,6 +180,7 @@ def copy_companions(reference: Path, folder: Path) -> None:
     """Tokenizer files, generation config, chat templates and licence, byte for byte; no pickle."""
     for pattern in COPIED_FILES:
         for path in sorted(reference.glob(pattern)):
+            check_entry(reference, path)
             if path.is_dir():
                 shutil.copytree(path, folder / path.name, dirs_exist_ok=True)
             elif path.suffix not in PICKLED:
