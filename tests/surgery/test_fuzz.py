@@ -4,6 +4,7 @@ The library is the oracle wherever we accept; where it accepts and we refuse, th
 """
 
 import json
+import os
 import re
 import signal
 import struct
@@ -21,6 +22,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from inheritune.errors import SurgeryError
+from inheritune.surgery.cut import plan_cut
+from inheritune.surgery.folder import check_files
 from inheritune.surgery.tensor_file import BITS, chunks, read_header
 
 MAX_MESSAGE = 1000
@@ -30,7 +33,7 @@ LONGEST_S = 5.0
 """After which an example is a hang."""
 
 STRICTER = {
-    "a name that is empty of meaning to a terminal, or longer than 1000 letters": r"is no name of a tensor",
+    "a name that a terminal would act on, or of more than 1000 letters": r"no name of a tensor",
     "a name twice in one object": r"a name occurs twice",
     "metadata null": r"__metadata__ is no mapping of text to text",
     "further fields of a tensor": r"a tensor has the fields",
@@ -276,3 +279,137 @@ def test_bytes_that_are_no_file_are_refused_or_read_as_the_library_does(tmp_path
     braced = raw.map(lambda content: struct.pack("<Q", len(content) + 2) + b"{" + content + b"}")
     seen = fuzz(st.one_of(raw, framed, braced), examples, lambda content: judge(path, content))
     assert sum(seen.values()) >= examples
+
+
+ODD_SHARDS = [
+    *(
+        "../secret.safetensors",
+        "./../secret.safetensors",
+        "sub/../../secret.safetensors",
+        "sub/a.safetensors",
+        "..",
+        ".",
+    ),
+    *(
+        "",
+        "link.safetensors",
+        "loop.safetensors",
+        "pipe.safetensors",
+        "folder.safetensors",
+        "a.safetensors\x00",
+        "a.bin",
+    ),
+    *(
+        "\x1b[2J.safetensors",
+        "a\n.safetensors",
+        "\u2025/secret.safetensors",
+        "..\\secret.safetensors",
+        "absent.safetensors",
+    ),
+    *("\ud800.safetensors", "x" * 300 + ".safetensors", "~/.safetensors", "file:///etc/a.safetensors", "config.json"),
+]
+
+
+def plant(folder: Path) -> None:
+    """Beside the weights: a link out of the folder, a loop, a pipe and a folder, all named like weights."""
+    secret = folder.parent / "secret.safetensors"
+    secret.write_bytes(sorted(folder.glob("model-*.safetensors"))[0].read_bytes())
+    ODD_SHARDS.append(str(secret))
+    (folder / "link.safetensors").symlink_to(secret)
+    (folder / "loop.safetensors").symlink_to(folder / "loop.safetensors")
+    os.mkfifo(folder / "pipe.safetensors")
+    (folder / "folder.safetensors").mkdir()
+
+
+def mutated(draw: st.DrawFn, value: Any, odd: st.SearchStrategy[Any]) -> Any:
+    """A JSON value with one part at any depth replaced, dropped or named otherwise."""
+    if isinstance(value, dict) and value and draw(st.integers(0, 4)):
+        key = draw(st.sampled_from(sorted(value)))
+        changed = dict(value)
+        kind = draw(st.sampled_from(["inner", "inner", "inner", "drop", "rename"]))
+        if kind == "inner":
+            changed[key] = mutated(draw, value[key], odd)
+        elif kind == "drop":
+            del changed[key]
+        else:
+            changed[str(draw(st.sampled_from(ODD_NAMES)))] = changed.pop(key)
+        return changed
+    if isinstance(value, list) and value and draw(st.booleans()):
+        place = draw(st.integers(0, len(value) - 1))
+        return [*value[:place], mutated(draw, value[place], odd), *value[place + 1 :]]
+    return draw(odd)
+
+
+def altered(value: Any, odd: st.SearchStrategy[Any], times: int) -> st.SearchStrategy[bytes]:
+    """JSON text of the value after one change or several, sometimes with a byte of it changed too."""
+
+    @st.composite
+    def texts(draw: st.DrawFn) -> bytes:
+        changed = value
+        for _ in range(draw(st.integers(1, times))):
+            changed = mutated(draw, changed, odd)
+        text = bytearray(json.dumps(changed).encode())
+        if draw(st.integers(0, 5)) == 0:
+            text[draw(st.integers(0, len(text) - 1))] = draw(st.sampled_from(TOKENS))
+        return bytes(text)
+
+    return texts()
+
+
+@pytest.mark.reliability("R16")
+def test_index_that_is_altered_never_opens_a_file_outside_of_its_folder(save_reference, tmp_path, full):
+    folder = save_reference("llama", tmp_path / "reference", max_shard_size="20KB")
+    check_files(folder)  # transformers reads its own list of models once
+    plant(folder)
+    path = folder / "model.safetensors.index.json"
+    honest = json.loads(path.read_text())
+
+    def check(content: bytes) -> str:
+        path.write_bytes(content)
+        with no_hang(), only_in(folder):
+            try:
+                weights = check_files(folder)
+            except SurgeryError as error:
+                refusal(error, folder)
+                return "refused"
+        assert weights.files and all((folder / name).parent == folder for name in weights.files)
+        assert all(entry.end <= entry.file.stat().st_size for entry in weights.tensors.values())
+        return "read"
+
+    examples = 3_000 if full else 150
+    odd = st.one_of(
+        st.sampled_from(ODD_SHARDS),
+        st.sampled_from(ODD_VALUES),
+        st.sampled_from(sorted(set(honest["weight_map"].values()))),
+    )
+    seen = fuzz(altered(honest, odd, 2), examples, check)
+    assert sum(seen.values()) >= examples and seen["refused"]
+
+
+@pytest.mark.reliability("R16")
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt2"])
+def test_config_that_is_altered_is_cut_or_refused_in_one_line(family, save_reference, tmp_path, full):
+    folder = save_reference(family, tmp_path / "reference")
+    plan_cut(check_files(folder), 2)  # what is imported once
+    path = folder / "config.json"
+    honest = json.loads(path.read_text())
+
+    def check(content: bytes) -> str:
+        path.write_bytes(content)
+        with no_hang(), only_in(folder):
+            try:
+                plan_cut(check_files(folder), 2)
+            except SurgeryError as error:
+                refusal(error, folder)
+                return "refused"
+        return "planned"
+
+    examples = 700 if full else 25
+    odd = st.one_of(
+        st.sampled_from(ODD_VALUES),
+        st.sampled_from(ODD_NUMBERS),
+        st.sampled_from(ODD_NAMES),
+        st.sampled_from(["llama", "gpt2", "bert"]),
+    )
+    seen = fuzz(altered(honest, odd, 2), examples, check)
+    assert sum(seen.values()) >= examples and seen["refused"]

@@ -187,8 +187,8 @@ def _check_shards(folder: Path) -> Weights:
     path = folder / INDEX
     try:
         files_of = _read_json(path)["weight_map"]
-        if not isinstance(files_of, dict):
-            raise TypeError("weight_map is no mapping")
+        if not files_of or not isinstance(files_of, dict):
+            raise TypeError("weight_map is no mapping from tensors to files")
         shards = sorted(set(files_of.values()))
     except (ValueError, KeyError, TypeError, RecursionError, OSError) as error:
         raise SurgeryError(

@@ -195,7 +195,7 @@ def _entry(path: Path, name: str, data_start: int, value: Mapping[str, Any]) -> 
         raise ValueError(f"a tensor has the fields {sorted(value)}, not dtype, shape and data_offsets")
     shape, (begin, end) = value["shape"], value["data_offsets"]
     if not name.isprintable() or len(name) > MAX_NAME:  # it is shown, and written again
-        raise ValueError(f"{name[:MAX_NAME]!r} is no name of a tensor")
+        raise ValueError(f"no name of a tensor: {name[:MAX_NAME]!r}")
     if len(shape) > MAX_DIMENSIONS:
         raise ValueError(f"{len(shape)} dimensions, at most {MAX_DIMENSIONS} are known")
     if not all(type(number) is int and 0 <= number < 2**63 for number in (*shape, begin, end)):
