@@ -193,7 +193,10 @@ def _entry(path: Path, name: str, data_start: int, value: Mapping[str, Any]) -> 
     """
     if set(value) != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"a tensor has the fields {sorted(value)}, not dtype, shape and data_offsets")
-    shape, (begin, end) = value["shape"], value["data_offsets"]
+    shape, offsets = value["shape"], value["data_offsets"]
+    if not isinstance(shape, list) or not isinstance(offsets, list):
+        raise ValueError(f"shape {shape!r} or offsets {offsets!r} are no lists")
+    begin, end = offsets
     if not name.isprintable() or len(name) > MAX_NAME:  # it is shown, and written again
         raise ValueError(f"no name of a tensor: {name[:MAX_NAME]!r}")
     if len(shape) > MAX_DIMENSIONS:

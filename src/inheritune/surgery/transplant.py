@@ -5,6 +5,7 @@ decided before a byte is written, from both configs and both models on device me
 back and run (law 2). The folder appears under its name by one rename, whole, or not at all.
 """
 
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -127,8 +128,12 @@ def _check_target(target: Path, reference: Path) -> None:
 
 
 def _check_space(target: Path, cut: Cut) -> None:
-    """Refuse before the disk is full."""
+    """Refuse before the disk is full, and where nothing can be written."""
     place = next(parent for parent in target.resolve().parents if parent.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise SurgeryError(
+            f"{place} cannot be written to (no folder, no permission, or a read-only disk). Name another folder."
+        )
     needed, free = sum(piece.num_bytes for piece in cut.pieces), shutil.disk_usage(place).free
     if needed > free:
         raise SurgeryError(
