@@ -5,6 +5,7 @@ decided before a byte is written, from both configs and both models on device me
 back and run (law 2). The folder appears under its name by one rename, whole, or not at all.
 """
 
+import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,18 @@ from inheritune.errors import RecipeError, SurgeryError
 from inheritune.runs import new_folder, require_space, sync_file, write_json
 from inheritune.surgery.certificate import FILE, Certificate, TensorOrigin
 from inheritune.surgery.cut import Cut, plan_cut
-from inheritune.surgery.folder import INDEX, PICKLED, WEIGHTS, Weights, check_files, encode_floats, load_model, resolve
+from inheritune.surgery.folder import (
+    INDEX,
+    PICKLED,
+    WEIGHTS,
+    Weights,
+    check_entry,
+    check_files,
+    check_unchanged,
+    encode_floats,
+    load_model,
+    resolve,
+)
 from inheritune.surgery.layer_stream import LayerStream, NotByLayer
 from inheritune.surgery.parts import Parts, choose_parts, initialised
 from inheritune.surgery.proof import NotProved, States, first_difference, fits_in_memory, states_of
@@ -84,6 +96,7 @@ def inherit(
         raise RecipeError(f"a shard of {max_shard_bytes} bytes holds nothing. Give max_shard_bytes 1 or more.")
     weights = check_files(folder)
     cut = choose_parts(plan_cut(weights, layers, dtype), parts, seed, target)
+    check_place(target)
     require_space(target, sum(piece.num_bytes for piece in cut.pieces), "the child")
     quantised = bool(cut.config.get("quantization_config"))
     obstacle = obstacle_to_proof(cut, verify, quantised)
@@ -101,6 +114,7 @@ def inherit(
     with initialised(cut, seed, target) as cut, new_folder(target) as new:
         write_json(new / "config.json", encode_floats(cut.config))
         files = write_weights(new, cut.pieces, max_shard_bytes)
+        check_unchanged(weights)
         copy_companions(folder, new)
         with syncing(files):
             hashes = hash_written(files, compare=verify)
@@ -155,6 +169,15 @@ def check_target(target: Path, reference: Path) -> None:
         raise SurgeryError(
             f"{target} is not empty and no former child (it has no {FILE}), so it is left as it is. "
             "Name another folder, or remove this one yourself."
+        )
+
+
+def check_place(target: Path) -> None:
+    """Refuse where nothing can be written."""
+    place = next(parent for parent in target.resolve().parents if parent.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise SurgeryError(
+            f"{place} cannot be written to (no folder, no permission, or a read-only disk). Name another folder."
         )
 
 
@@ -229,8 +252,14 @@ def copy_companions(reference: Path, folder: Path) -> None:
 
 
 def companions(reference: Path) -> list[Path]:
-    """The files and folders that are copied beside the weights."""
+    """The files and folders that are copied beside the weights.
+
+    Raises:
+        SurgeryError: one is a link that leaves the folder, or no file.
+    """
     found = {path for pattern in COPIED_FILES for path in reference.glob(pattern)}
+    for path in found:
+        check_entry(reference, path)
     return sorted(path for path in found if path.is_dir() or path.suffix not in PICKLED)
 
 
