@@ -46,14 +46,15 @@ def _differences(old: nn.Module, new: nn.Module, places: Mapping[int, int]) -> I
 
 
 def is_same(had: Any, has: Any, places: Mapping[int, int]) -> bool:
-    """Whether a setting means the same in the child: equal, or the indices of the layers that are left.
+    """Whether a setting means the same in the child: equal, or what is left of a list about layers.
 
     Numbers are compared as float32: so they meet the tensors. ``places`` maps kept layers to their new index.
     """
     if isinstance(had, float) and isinstance(has, float):
         return torch.tensor(had).equal(torch.tensor(has)) or had != had
     if isinstance(had, list | tuple) and isinstance(has, list | tuple) and len(had) != len(has):
-        return list(has) == [places[index] for index in had if index in places]
+        of_kept = [had[index] for index in places] if len(had) > max(places) else None
+        return list(has) in (of_kept, [places[index] for index in had if index in places])
     return bool(had == has)
 
 
