@@ -36,10 +36,10 @@ Every causal-LM type that transformers {version} maps: {mapped}, of which {built
 
 A tiny random parent of 12 layers is saved, its **files** are cut, the child is loaded again with no tensor missing or
 left over, and judged without the tool's own proof: the hidden state after each kept layer against the parent's, and the
-logits against the parent's with its upper layers taken out in memory. *Exact* is a largest difference of 0.0 (largest of
-all exact ones: {largest}). *Refused* is refused before a byte is written; the depth that is named was cut, too, and is
-exact. In the column of moved layers each kept layer is given what it got in the parent, and must give what it gave, or
-the certificate says that it computes something else (*changed, said*).
+logits against the parent's with its upper layers taken out in memory. *Exact* is a largest difference of 0.0 (the
+largest of all exact ones is {largest}). *Refused* is refused before a byte is written; the depth that is named was cut,
+too, and is exact. In the column of moved layers each kept layer is given what it got in the parent, and must give what
+it gave, or the certificate says that it computes something else (*changed, said*).
 
 """
 
