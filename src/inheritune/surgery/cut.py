@@ -79,7 +79,7 @@ def plan_cut(weights: Weights, layers: int | str | Sequence[int], dtype: str | t
     config = read_config(weights.folder)
     parent_config = build_config(config)
     parent = build_on_meta(parent_config)
-    anatomy = find_layers(parent)
+    anatomy = find_layers(parent, parent_config)
     selection = parse_selection(layers, anatomy.depth, scores_for(layers))
     full = parent_config.to_dict()
     try:
@@ -99,7 +99,17 @@ def plan_cut(weights: Weights, layers: int | str | Sequence[int], dtype: str | t
                 f"hold {dropped[0]!r} behind them. Mend {anatomy.depth_field} in config.json."
             )
         notes.append(f"{len(dropped)} tensors of multi-token prediction layers are dropped (first: {dropped[0]})")
-    if unused:
+    if is_text_only(parent, parent_config):
+        unread = _unread(parent, origins)
+        lost = [name for name in unread if layer_names.index(name) is not None]
+        if lost:
+            raise SurgeryError(
+                f"the causal language model of {parent_config.model_type!r} does not read the layers of its wrapper's "
+                f"files ({lost[0]}), so there is no text decoder that could be cut. Name another model."
+            )
+        notes.append(f"the child is the text decoder alone: {len(unread)} tensors of the towers beside it are dropped")
+        unused += unread
+    elif unused:
         notes.append(f"{len(unused)} tensors that {anatomy.model_type} does not read are dropped (first: {unused[0]})")
     origins = {
         name: source
@@ -306,6 +316,17 @@ def _unused(
         for name, source in origins.items()
         if module_name(source) not in shapes and _matches(module_name(source), patterns)
     )
+
+
+def is_text_only(model: PreTrainedModel, config: Any) -> bool:
+    """Whether the causal LM of a config is built from the text part of it alone."""
+    return bool(model.config.model_type != config.model_type)
+
+
+def _unread(model: PreTrainedModel, origins: Mapping[str, str]) -> list[str]:
+    """Child names of tensors for which the class has no place, wherever transformers would load them."""
+    modules, places = module_names(model, origins.values()), model.state_dict().keys()
+    return sorted(name for name, source in origins.items() if modules[source] not in places)
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
