@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from inheritune.errors import SurgeryError
+from inheritune.surgery import tensor_file
 from inheritune.surgery.anatomy import layer_modules
 from inheritune.surgery.folder import check_files, load_model
 from inheritune.surgery.layer_stream import LayerStream, NotByLayer, read_tensor
@@ -27,6 +28,21 @@ def whole(folder, num_layers):
 @pytest.mark.parametrize("tied", [True, False])
 def test_layers_one_by_one_compute_what_the_model_in_memory_does(family, tied, save_reference, tmp_path):
     folder = save_reference(family, tmp_path / "reference", tie_word_embeddings=tied)
+    stream = LayerStream(check_files(folder))
+    stream.check(all_are_read=True)
+    hidden, logits = stream.run(random_tokens(stream.model), 4, head=True)
+    expected, expected_logits = whole(folder, 4)
+    assert torch.equal(logits, expected_logits)
+    assert all(torch.equal(*pair) for pair in zip(hidden, expected, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("family", ["gemma2", "qwen3_moe"])
+def test_files_of_another_dtype_run_as_the_model_in_memory_does(family, dtype, save_reference, tmp_path):
+    folder = save_reference(family, tmp_path / "reference")
+    tensors = load_file(folder / "model.safetensors")
+    tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     stream = LayerStream(check_files(folder))
     stream.check(all_are_read=True)
     hidden, logits = stream.run(random_tokens(stream.model), 4, head=True)
@@ -101,12 +117,14 @@ def test_layer_whose_tensors_are_not_all_in_the_files_ends_the_run(save_referenc
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.bool, torch.uint8])
 @pytest.mark.parametrize("shape", [(3, 2), (), (0, 4)])
-def test_tensor_is_read_as_it_was_saved(dtype, shape, tmp_path):
+def test_tensor_is_read_as_it_was_saved(dtype, shape, tmp_path, monkeypatch):
     tensor = torch.randn(shape).to(dtype)
     save_file({"other": torch.ones(1), "a": tensor}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    found = read_tensor(check_files(tmp_path).tensors["a"])
-    assert found.dtype is dtype and torch.equal(found, tensor)
+    monkeypatch.setattr(tensor_file, "CHUNK_BYTES", 5)
+    found = read_tensor(check_files(tmp_path).tensors["a"], lambda dtype, count: torch.empty(count, dtype=dtype))
+    half = dtype in (torch.float16, torch.bfloat16)
+    assert found.dtype is (torch.float32 if half else dtype) and torch.equal(found, tensor.to(found.dtype))
 
 
 MEASURE = """
@@ -114,6 +132,7 @@ import json, resource, sys
 from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
+from inheritune.surgery import tensor_file
 from inheritune.surgery.anatomy import layer_modules
 from inheritune.surgery.folder import check_files, load_model
 from inheritune.surgery.proof import states_of

@@ -5,6 +5,7 @@ decided before a byte is written, from both configs and both models on device me
 back and run (law 2). The folder appears under its name by one rename, whole, or not at all.
 """
 
+import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -140,6 +141,11 @@ def _check_target(target: Path, reference: Path) -> None:
     if here == there or here in there.parents or there in here.parents:
         raise SurgeryError(
             f"the child's folder {target} and the reference {reference} lie in each other. Name a folder elsewhere."
+        )
+    place = next(parent for parent in target.absolute().parents if parent.exists())
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise SurgeryError(
+            f"nothing can be written in {place}, where {target.name} is to be made. Name another folder."
         )
     if target.exists() and not target.is_dir():
         raise SurgeryError(f"{target} is a file, and the child is to be a folder. Name another one.")
