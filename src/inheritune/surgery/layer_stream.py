@@ -7,7 +7,7 @@ it, by the loader of transformers itself, so that its renamings and conversions 
 operation that meets a tensor that is not loaded ends the run: what cannot be done layer by layer is never half done.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,22 +30,49 @@ DTYPES = {
 """torch's dtypes of those of the file format that a model may be run with."""
 
 
+HALF = (torch.float16, torch.bfloat16)
+
+
 class NotByLayer(Exception):  # noqa: N818 (a fact about the model, not an error of the user)
     """This model cannot be run layer by layer; the reason in words."""
+
+
+class _Memory:
+    """Tensors that a layer has left, for the next one: fresh memory costs more than what is done with it."""
+
+    def __init__(self) -> None:
+        self._free: dict[tuple[torch.dtype, int], list[Tensor]] = {}
+        self._used: list[Tensor] = []
+
+    def take(self, dtype: torch.dtype, count: int) -> Tensor:
+        """A flat tensor of this many elements, of any values."""
+        left = self._free.get((dtype, count))
+        self._used.append(left.pop() if left else torch.empty(count, dtype=dtype))
+        return self._used[-1]
+
+    def give_back(self) -> None:
+        """What was taken is used no more."""
+        for tensor in self._used:
+            self._free.setdefault((tensor.dtype, len(tensor)), []).append(tensor)
+        self._used.clear()
 
 
 class _Stored:
     """A tensor in a file that is read when the loader asks for it."""
 
-    def __init__(self, entry: TensorEntry) -> None:
-        self._entry = entry
+    def __init__(self, entry: TensorEntry, memory: _Memory) -> None:
+        self._entry, self._memory = entry, memory
 
     def __getitem__(self, _everything: Any) -> Tensor:
-        return read_tensor(self._entry)
+        return read_tensor(self._entry, self._memory.take)
 
 
-def read_tensor(entry: TensorEntry) -> Tensor:
-    """The tensor's values, in its own dtype.
+def read_tensor(entry: TensorEntry, take: Callable[[torch.dtype, int], Tensor]) -> Tensor:
+    """The tensor's values: half precision as float32, everything else in its own dtype.
+
+    Args:
+        entry: where it is.
+        take: gives a flat tensor of a dtype and a number of elements.
 
     Raises:
         NotByLayer: torch has no such dtype, or none that a model is run with.
@@ -53,14 +80,16 @@ def read_tensor(entry: TensorEntry) -> Tensor:
     """
     if entry.dtype not in DTYPES:
         raise NotByLayer(f"tensor {entry.name!r} has the dtype {entry.dtype}")
-    if not entry.num_bytes:
-        return torch.empty(entry.shape, dtype=DTYPES[entry.dtype])
-    content = bytearray(entry.num_bytes)
-    place = 0
+    stored = DTYPES[entry.dtype]
+    flat = take(torch.float32 if stored in HALF else stored, entry.num_bytes // stored.itemsize)
+    place, rest = 0, bytearray()
     for chunk in chunks(entry):
-        content[place : place + len(chunk)] = chunk
-        place += len(chunk)
-    return torch.frombuffer(content, dtype=DTYPES[entry.dtype]).reshape(entry.shape)
+        rest += chunk
+        count = len(rest) // stored.itemsize
+        if count:
+            flat[place : place + count].copy_(torch.frombuffer(rest, dtype=stored, count=count))
+            place, rest = place + count, bytearray(rest[count * stored.itemsize :])
+    return flat.reshape(entry.shape)
 
 
 class _Watch(TorchDispatchMode):
@@ -165,18 +194,18 @@ class LayerStream:
             NotByLayer: a tensor is not in the files under a name that the loader knows, or is used out of turn.
             SurgeryError: a file ends before a tensor does.
         """
-        watch = _Watch()
+        watch, memory = _Watch(), _Memory()
         states: dict[int, Tensor] = {}
         handles: list[Any] = []
         logits = None
         with _failures_in_words():
-            with quiet():
-                told = self._load(self._outside(head))
-                self._fill_buffers(told.missing_keys)
             try:
+                with quiet():
+                    told = self._load(self._outside(head), _Memory())
+                    self._fill_buffers(told.missing_keys)
                 for index, layer in enumerate(self.layers[:num_layers]):
                     last = index == num_layers - 1 and not head
-                    handles += self._hooks(index, layer, watch, states, last)
+                    handles += self._hooks(index, layer, watch, memory, states, last)
                 with watch, torch.no_grad():
                     logits = self.model(
                         input_ids=ids_BT, attention_mask=torch.ones_like(ids_BT), use_cache=False
@@ -186,6 +215,7 @@ class LayerStream:
             finally:
                 for handle in handles:
                     handle.remove()
+                _let_go(self.model)
         if sorted(states) != list(range(num_layers)):
             raise NotByLayer(f"of its layers {sorted(states)} have run")
         return [states[index] for index in range(num_layers)], logits
@@ -201,13 +231,15 @@ class LayerStream:
         own -= set(self.model.all_tied_weights_keys) | set(self.model.all_tied_weights_keys.values())
         return {name: entry for name, entry in entries.items() if self._names.module_name(name) not in own}
 
-    def _hooks(self, index: int, layer: nn.Module, watch: _Watch, states: dict[int, Tensor], last: bool) -> list[Any]:
+    def _hooks(
+        self, index: int, layer: nn.Module, watch: _Watch, memory: _Memory, states: dict[int, Tensor], last: bool
+    ) -> list[Any]:
         """What loads a layer before it runs, keeps what comes out of it, and lets it go."""
         entries = self.entries(index)
 
         def load(_module: nn.Module, _inputs: Any) -> None:
             with watch.opened(), quiet():
-                self._load(entries)
+                self._load(entries, memory)
                 absent = [name for name, tensor in _tensors(layer) if tensor.is_meta]
             if absent:
                 raise NotByLayer(f"{absent[0]!r} of layer {index} is not in its files")
@@ -215,19 +247,16 @@ class LayerStream:
         def let_go(_module: nn.Module, _inputs: Any, output: Any) -> None:
             states[index] = (output if isinstance(output, Tensor) else output[0]).detach().clone()
             with watch.opened():
-                for module in layer.modules():
-                    for name, tensor in module._parameters.items():
-                        if tensor is not None:
-                            empty = torch.empty_like(tensor, device="meta")
-                            module._parameters[name] = nn.Parameter(empty, requires_grad=tensor.requires_grad)
+                _let_go(layer)
+            memory.give_back()
             if last:
                 raise Reached
 
         return [layer.register_forward_pre_hook(load), layer.register_forward_hook(let_go)]
 
-    def _load(self, entries: Mapping[str, TensorEntry]) -> Any:
+    def _load(self, entries: Mapping[str, TensorEntry], memory: _Memory) -> Any:
         """Put the files' tensors into the model, as ``from_pretrained`` does."""
-        return load_into(self.model, {name: _Stored(entry) for name, entry in entries.items()}, "cpu")
+        return load_into(self.model, {name: _Stored(entry, memory) for name, entry in entries.items()}, "cpu")
 
     def _fill_buffers(self, absent: Iterable[str]) -> None:
         """Ties, and what is computed and never saved (rotary frequencies), as ``from_pretrained`` makes them."""
@@ -237,6 +266,15 @@ class LayerStream:
         for module in model.modules():
             module.__dict__.pop("_is_hf_initialized", None)
         model.initialize_weights()
+
+
+def _let_go(module: nn.Module) -> None:
+    """Give the memory of every parameter back; buffers, which are small and may have been computed, stay."""
+    for each in module.modules():
+        for name, tensor in each._parameters.items():
+            if tensor is not None and not tensor.is_meta:
+                empty = torch.empty_like(tensor, device="meta")
+                each._parameters[name] = nn.Parameter(empty, requires_grad=tensor.requires_grad)
 
 
 def _tensors(module: nn.Module) -> Iterable[tuple[str, Tensor]]:

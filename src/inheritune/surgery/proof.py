@@ -19,7 +19,7 @@ from inheritune.surgery.folder import Weights, load_model
 from inheritune.surgery.layer_stream import LayerStream, NotByLayer
 from inheritune.surgery.tensor_file import TensorEntry
 
-BATCH, POSITIONS, SEED = 2, 32, 0
+BATCH, POSITIONS, SEED = 2, 16, 0
 """The random tokens that both models see."""
 
 

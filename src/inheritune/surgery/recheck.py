@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from inheritune.surgery.certificate import Certificate
 from inheritune.surgery.cut import Cut, plan_cut
 from inheritune.surgery.folder import Weights, check_files, decode_floats, encode_floats, resolve
 from inheritune.surgery.proof import NotProved, first_difference, states_of
-from inheritune.surgery.tensor_check import THREADS
+from inheritune.surgery.tensor_check import in_threads
 from inheritune.surgery.tensor_file import FLOATS, Piece, content_of, sha256
 
 DTYPE_FIELDS = ("dtype", "torch_dtype")
@@ -67,8 +66,7 @@ def _check_hashes(certificate: Certificate, own: Weights) -> None:
                 f"{min(stray)!r}). Inherit it again, or check another folder."
             )
     names = sorted(recorded)
-    with ThreadPoolExecutor(THREADS) as threads:
-        digests = dict(zip(names, threads.map(lambda name: sha256(own.tensors[name]), names), strict=True))
+    digests = dict(zip(names, in_threads(lambda name: sha256(own.tensors[name]), names), strict=True))
     changed = [name for name in names if digests[name] != recorded[name].sha256]
     if changed:
         raise SurgeryError(
@@ -119,8 +117,7 @@ def _check_origins(certificate: Certificate, cut: Cut, weights: Weights) -> None
                 f"{min(names)!r}). Name the reference {certificate.reference!r} that the certificate names."
             )
     ordered = sorted(named)
-    with ThreadPoolExecutor(THREADS) as threads:
-        digests = dict(zip(ordered, threads.map(lambda name: _sha256_of(pieces[name]), ordered), strict=True))
+    digests = dict(zip(ordered, in_threads(lambda name: _sha256_of(pieces[name]), ordered), strict=True))
     sources = {name: "0" if pieces[name].source is None else cut.origins[name] for name in named}
     other = [name for name in ordered if (sources[name], digests[name]) != (named[name].source, named[name].sha256)]
     if other:

@@ -1,12 +1,16 @@
 """What was written is read back: hashed, looked through for NaN, and compared with where it came from."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 from inheritune.errors import SurgeryError
 from inheritune.surgery.tensor_file import NotFinite, Piece, TensorEntry, chunks, content_of, read_header
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 THREADS = 2
 """Hashing lets other threads work; more than two are slower than the memory."""
@@ -27,9 +31,17 @@ def hash_written(files: Mapping[Path, Sequence[Piece]], *, compare: bool = True)
     """
     written = {path: read_header(path) for path in files}
     todo = [(piece, path) for path, pieces in files.items() for piece in pieces]
-    with ThreadPoolExecutor(THREADS) as threads:
-        hashes = threads.map(lambda each: _hash(each[0], written[each[1]].get(each[0].name), each[1], compare), todo)
-        return {piece.name: digest for (piece, _), digest in zip(todo, hashes, strict=True)}
+    hashes = in_threads(lambda each: _hash(each[0], written[each[1]].get(each[0].name), each[1], compare), todo)
+    return {piece.name: digest for (piece, _), digest in zip(todo, hashes, strict=True)}
+
+
+def in_threads(call: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+    """The call's result for each item, in order; after the first error, or an interrupt, nothing more is begun."""
+    threads = ThreadPoolExecutor(THREADS)
+    try:
+        return list(threads.map(call, items))
+    finally:
+        threads.shutdown(cancel_futures=True)
 
 
 def _hash(piece: Piece, entry: TensorEntry | None, path: Path, compare: bool) -> str:

@@ -163,6 +163,11 @@ def check_target(target: Path, reference: Path) -> None:
         raise SurgeryError(
             f"the child's folder {target} and the reference {reference} lie in each other. Name a folder elsewhere."
         )
+    place = next(parent for parent in target.absolute().parents if parent.exists())
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise SurgeryError(
+            f"nothing can be written in {place}, where {target.name} is to be made. Name another folder."
+        )
     if target.exists() and not target.is_dir():
         raise SurgeryError(f"{target} is a file, and the child is to be a folder. Name another one.")
     if target.is_dir() and any(target.iterdir()) and not (target / FILE).is_file():
