@@ -106,8 +106,8 @@ def _note(parts: Parts, initial: frozenset[str], cut: Cut, seed: int) -> str:
         outside = ", ".join(sorted(initial)) or "none"
         return f"parts=published: the layers and the head are inherited, as by the published scripts; {rest}: {outside}"
     return (
-        f"parts={parts}: inherited are the {parts.replace('+', ' and the ')} of each layer, and all that is no layer "
-        f"(embeddings, final norm, head); {rest}"
+        f"parts={parts}: of each layer {parts.replace('+', ' and ')} alone, and all that is no layer (embeddings, "
+        f"final norm, head), are inherited; {rest}"
     )
 
 
