@@ -8,17 +8,17 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from inheritune.errors import RecipeError, SurgeryError
 from inheritune.surgery.anatomy import layer_modules
-from inheritune.surgery.parts import KEPT, part_of_paths
+from inheritune.surgery.parts import KEPT, parts_of
 from inheritune.surgery.transplant import inherit
 
 LAYERS = [0, 2]
 
 OWN_WORDS = {
-    "attention": ("attn.", "attention."),
-    "mlp": ("mlp.", "fc1.", "fc2."),
-    "norms": ("layernorm.", "layer_norm.", "ln_1.", "ln_2."),
+    "attention": ("attn", "attention"),
+    "mlp": ("mlp", "fc1", "fc2"),
+    "norms": ("layernorm", "layer_norm", "ln_1", "ln_2", "q_norm", "k_norm"),
 }
-"""What stands before the tensor's own name in the eleven families; written here anew, for the test to know better."""
+"""How modules of the eleven families are called; written here anew, so that the test knows better."""
 
 
 HEADS = ("lm_head.weight", "embed_out.weight")
@@ -38,8 +38,10 @@ def part_of(name):
     inside = [segment for segment in name.split(".") if segment.isdecimal()]
     if not inside:
         return None
-    first = name.split(f".{inside[0]}.", 1)[1].split(".")[0] + "."
-    (part,) = [part for part, words in OWN_WORDS.items() if first.endswith(words)]
+    path = name.split(f".{inside[0]}.", 1)[1].split(".")[:-1]
+    if any(word.endswith(OWN_WORDS["norms"]) for word in path):
+        return "norms"
+    (part,) = [part for part in ("attention", "mlp") if path[0].endswith(OWN_WORDS[part])]
     return part
 
 
@@ -173,6 +175,20 @@ class MLP(nn.Module):
         self.up = nn.Linear(4, 4)
 
 
+class GatedNorm(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.LayerNorm(4)
+        self.mlp = MLP()
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.query = nn.Linear(4, 4)
+        self.query_norm = nn.LayerNorm((2, 2))
+
+
 class Layer(nn.Module):
     def __init__(self, **modules):
         super().__init__()
@@ -183,24 +199,31 @@ class Layer(nn.Module):
 @pytest.mark.parametrize(
     ("modules", "told"),
     [
-        ({"self_attn_layer_norm": nn.LayerNorm(4)}, {"self_attn_layer_norm": "norms"}),
-        ({"wrapped": NormAttentionNorm()}, {"wrapped.norm_1": "norms", "wrapped.attn": "attention"}),
-        ({"mixer": MLP()}, {}),  # the two names contradict each other
-        ({"mixer": nn.Linear(4, 4)}, {"mixer": "attention"}),
-        ({"attention_norm": nn.Linear(4, 4)}, {}),  # a matrix is no norm
+        ({"self_attn_layer_norm": nn.LayerNorm(4, bias=False)}, {"self_attn_layer_norm.weight": "norms"}),
+        ({"any": Attention()}, {"any.query.": "attention", "any.query_norm.": "norms"}),
+        ({"wrapped": NormAttentionNorm()}, {"wrapped.norm_1.": "norms", "wrapped.attn.": "attention"}),
+        ({"input_layernorm": GatedNorm()}, {"input_layernorm.norm.": None, "input_layernorm.mlp.": None}),
+        ({"mixer": MLP()}, {"mixer.": None}),  # the two names contradict each other
+        ({"mixer": nn.Linear(4, 4)}, {"mixer.": "attention"}),
+        ({"attention_norm": nn.Linear(4, 4)}, {"attention_norm.": None}),  # a matrix is no norm
         ({"attn_dropout": nn.Dropout()}, {}),  # holds nothing
-        ({"block_sparse_moe": nn.Linear(4, 4)}, {"block_sparse_moe": "mlp"}),
-        ({"conv": nn.Conv1d(4, 4, 2)}, {}),
-        ({"layer_scale": nn.Parameter(torch.ones(4))}, {}),
-        ({"attn_scale": nn.Parameter(torch.ones(4))}, {"attn_scale": "attention"}),
+        ({"attn_conv": nn.Linear(4, 4)}, {"attn_conv.": None}),  # something beside the attention
+        ({"block_sparse_moe": nn.Linear(4, 4)}, {"block_sparse_moe.": "mlp"}),
+        ({"conv": nn.Conv1d(4, 4, 2)}, {"conv.": None}),
+        ({"layer_scale": nn.Parameter(torch.ones(4))}, {"layer_scale": None}),
+        ({"ln_scale": nn.Parameter(torch.ones(4))}, {"ln_scale": "norms"}),
     ],
 )
-def test_a_module_is_told_by_its_names_and_shapes_or_not_at_all(modules, told):
-    assert part_of_paths(Layer(**modules)) == told
+def test_a_tensor_is_told_by_the_names_and_shapes_of_its_modules_or_not_at_all(modules, told):
+    layer = Layer(**modules)
+    found = parts_of(layer)
+    assert set(found) == set(layer.state_dict())
+    for name, part in found.items():
+        assert part == next(expected for path, expected in told.items() if name.startswith(path)), name
 
 
-def test_no_tensor_of_a_layer_belongs_to_two_parts_or_to_none(build_model, family):
+def test_every_tensor_of_a_layer_belongs_to_a_part(build_model, family):
     for layer in layer_modules(build_model(family)):
-        told = part_of_paths(layer)
-        for name in layer.state_dict():
-            assert len([path for path in told if f"{name}.".startswith(f"{path}.")]) == 1
+        told = parts_of(layer)
+        assert set(told) == set(layer.state_dict())
+        assert set(told.values()) <= {"attention", "mlp", "norms"}

@@ -33,9 +33,11 @@ def inherit(
 ) -> None:
     """Cut a child with some layers of the reference: inheritune inherit REFERENCE CHILD --layers 12
 
-    Layers count from 0. A number keeps so many first layers, half the first half. Others: last-12, every-2, spread-12
-    (evenly, with the first and the last), 0-5,8,-1 (both ends included, below 0 from the end), and in quotes
-    'drop 20-27' (all but these) and 'best-12 scores.csv' (columns layer and score; the highest are kept).
+    Layers count from 0. --layers 12 keeps the first 12, half the first half.
+    Others: last-12, every-2, spread-12 (evenly, with the first and the last),
+    0-5,8,-1 (both ends included; below 0 from the end), and in quotes
+    'drop 20-27' (all but these), 'best-12 scores.csv' (the highest scores; its
+    columns are layer and score).
 
     Args:
         reference: Folder or hub id.
@@ -117,7 +119,7 @@ def inherit(
         verify=not no_verify,
         revision=revision,
     )
-    _show(certificate, child, f"layers {{}} of {reference}", as_json=json)
+    _show(certificate, child, reference, as_json=json)
 
 
 def _recheck(child: str, reference: str | None, revision: str | None, given: list[str], *, as_json: bool) -> None:
@@ -145,12 +147,14 @@ def _recheck(child: str, reference: str | None, revision: str | None, given: lis
     from inheritune.surgery.recheck import recheck
 
     certificate = recheck(Path(child), reference, revision)
-    _show(certificate, child, f"still layers {{}} of {reference}, as its certificate says", as_json=as_json)
+    _show(certificate, child, reference, as_json=as_json)
+    if not as_json:
+        print("checked again: everything is as the certificate says")
 
 
-def _show(certificate: "Certificate", child: str, sentence: str, *, as_json: bool) -> None:
+def _show(certificate: "Certificate", child: str, reference: str, *, as_json: bool) -> None:
     """Print what a child is: its layers, its certificate, its size, and what a reader should know."""
-    from inheritune.surgery.selection import in_words, show_selection
+    from inheritune.surgery.selection import show_selection
     from inheritune.units import format_bytes
 
     if as_json:
@@ -160,7 +164,8 @@ def _show(certificate: "Certificate", child: str, sentence: str, *, as_json: boo
         ops = [origin.op for origin in certificate.tensors.values()]
         words = {"copy": "copied", "slice": "copied in part", "constant": "constant", "init": "from the initialiser"}
         tensors = ", ".join(f"{ops.count(op)} {words[op]}" for op in words if op in ops)
-        print(f"{child}: {sentence.format(in_words(certificate.layers))}")
+        number = len(certificate.layers)
+        print(f"{child}: {number} layer{'s' if number > 1 else ''} of {reference}")
         print(show_selection(certificate.layers))
         if certificate.max_abs_difference is None:
             print("certificate: bytes, a hash for each tensor")

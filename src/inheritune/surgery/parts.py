@@ -7,6 +7,7 @@ Source: arXiv:2404.08634 v4, table 3 (attention, MLP, with and without norms); i
 """
 
 import math
+import re
 import shutil
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -43,17 +44,15 @@ KEPT: Mapping[Parts, frozenset[Part]] = {
 }
 """The parts of each layer that are inherited, where not all are."""
 
-ATTENTION_WORDS = ("attn", "attention", "mixer")
-"""In the name of an attribute or a class: what mixes positions."""
+ATTENTION_ATTRIBUTE = re.compile(r"(^|_)(attn|attentions?|mixer)$")
+MLP_ATTRIBUTE = re.compile(r"(^|_)(mlps?|ffn|feed_?forward|moe|experts|fc1|fc2)$")
+NORM_ATTRIBUTE = re.compile(r"norm|(^|_)ln(\d|_|$)")
+"""Attributes that hold the attention (what mixes positions), the MLP (what works on each position alone), a norm."""
 
-MLP_WORDS = ("mlp", "ffn", "feed_forward", "feedforward", "experts", "fc1", "fc2")
-"""In the name of an attribute or a class: what works on each position alone."""
-
-MLP_ATTRIBUTES = ("moe",)
-"""The same, in the name of an attribute only: in a class's name it is part of the model's."""
-
-NORM_WORDS = ("norm", "ln_")
-NORM_NAMES = ("ln", "ln1", "ln2")
+ATTENTION_CLASSES = ("attention", "mixer")
+MLP_CLASSES = ("mlp", "ffn", "feedforward", "experts")
+NORM_CLASS = "norm"
+"""The same in the names of classes; ``moe`` is not among them, since it is part of many models' names."""
 
 INITIAL = "init"
 """What a certificate names as the source of a tensor from the initialiser."""
@@ -106,8 +105,8 @@ def _note(parts: Parts, initial: frozenset[str], cut: Cut, seed: int) -> str:
         outside = ", ".join(sorted(initial)) or "none"
         return f"parts=published: the layers and the head are inherited, as by the published scripts; {rest}: {outside}"
     return (
-        f"parts={parts}: inherited are the {parts.replace('+', ' and the ')} of each layer, and all that is no layer "
-        f"(embeddings, final norm, head); {rest}"
+        f"parts={parts}: of each layer {parts.replace('+', ' and ')} alone, and all that is no layer (embeddings, "
+        f"final norm, head), are inherited; {rest}"
     )
 
 
@@ -140,16 +139,15 @@ def _layer_places(model: PreTrainedModel) -> Places:
     path, model_type = find_layers(model).path, model.config.model_type
     places = dict.fromkeys(model.state_dict(), "other")
     for index, layer in enumerate(layer_modules(model)):
-        told = part_of_paths(layer)
+        told = parts_of(layer)
         for needed in ("attention", "mlp"):
             if needed not in told.values():
-                found = ", ".join(f"{start} ({part})" for start, part in told.items()) or "none that is told"
+                found = dict.fromkeys(f"{name.split('.')[0]} ({part or 'not told'})" for name, part in told.items())
                 raise SurgeryError(
-                    f"layer {index} of {model_type!r} has no {needed} of its own (its modules: {found}), so it cannot "
-                    "be inherited in parts. Choose parts 'all' or 'published'."
+                    f"layer {index} of {model_type!r} has no {needed} of its own (it has {', '.join(found)}), so it "
+                    "cannot be inherited in parts. Choose parts 'all' or 'published'."
                 )
-        for name in layer.state_dict():
-            part = next((part for start, part in told.items() if f"{name}.".startswith(f"{start}.")), None)
+        for name, part in told.items():
             if part is None:
                 raise SurgeryError(
                     f"'{path}.{index}.{name}' of {model_type!r} is neither attention nor MLP nor norm by the names of "
@@ -191,46 +189,53 @@ def _left_out(
     return frozenset(left_out)
 
 
-def part_of_paths(layer: nn.Module) -> dict[str, Part]:
-    """Path of a module (or tensor) in a layer -> the part that everything under it belongs to.
+def parts_of(module: nn.Module, inside: Part | None = None) -> dict[str, Part | None]:
+    """Tensor of a layer -> the part that it belongs to; None where that is not told.
 
-    The outermost module that is told by its names decides, so a norm inside the attention (of queries and keys) is the
-    attention's. A module whose names say two things is looked into. What is not told is not in the answer.
+    The outermost module that its names tell decides for all that is in it, but for norms, which are norms wherever
+    they are (those of queries and keys, too). A module whose two names contradict each other tells nothing.
+
+    Args:
+        module: the layer, or a module in it.
+        inside: the part that the modules around it have told.
     """
-    told: dict[str, Part] = {}
-    for name, child in layer.named_children():
-        tensors = child.state_dict().values()
-        if not tensors:
-            continue
-        if part := _part_of(name, type(child).__name__, all(tensor.dim() < 2 for tensor in tensors)):
-            told[name] = part
+    told: dict[str, Part | None] = {}
+    children = {name: child for name, child in module.named_children() if child.state_dict()}
+    for name, tensor in module.state_dict().items():
+        if "." not in name:
+            named = _named(name, "")
+            told[name] = "norms" if "norms" in named and tensor.dim() < 2 else inside or _only(named)
+    for name, child in children.items():
+        named = _named(name, type(child).__name__)
+        tensors = child.state_dict()
+        is_leaf = not any("." in each for each in tensors)
+        is_norm = NORM_CLASS in type(child).__name__.lower() or all(each.dim() < 2 for each in tensors.values())
+        if "norms" in named and is_leaf and is_norm:
+            told |= dict.fromkeys((f"{name}.{each}" for each in tensors), "norms")
+        elif named == {"norms"}:  # with something else in it
+            told |= dict.fromkeys(f"{name}.{each}" for each in tensors)
         else:
-            told |= {f"{name}.{path}": part for path, part in part_of_paths(child).items()}
-    own = {name: tensor for name, tensor in layer.state_dict().items() if "." not in name}
-    for name, tensor in own.items():
-        if part := _part_of(name, "", tensor.dim() < 2):
-            told[name] = part
+            found = parts_of(child, inside or _only(named))
+            told |= {f"{name}.{each}": part for each, part in found.items()}
     return told
 
 
-def _part_of(attribute: str, class_name: str, is_flat: bool) -> Part | None:
-    """The one part that the names of a module speak of; None for none, and for several.
+def _named(attribute: str, class_name: str) -> set[Part]:
+    """The parts that the two names of a module (or the name of a tensor, without a class) speak of."""
+    attribute, class_name = attribute.lower(), class_name.lower()
+    named: set[Part] = set()
+    if NORM_ATTRIBUTE.search(attribute) or NORM_CLASS in class_name:
+        named.add("norms")
+    if ATTENTION_ATTRIBUTE.search(attribute) or any(word in class_name for word in ATTENTION_CLASSES):
+        named.add("attention")
+    if MLP_ATTRIBUTE.search(attribute) or any(word in class_name for word in MLP_CLASSES):
+        named.add("mlp")
+    return named
 
-    Args:
-        attribute: its name in the module above.
-        class_name: of the module; empty for a tensor.
-        is_flat: whether it holds no matrix, as a norm does not.
-    """
-    words = [word.lower() for word in (attribute, class_name)]
-    is_norm = attribute in NORM_NAMES or any(name in word for name in NORM_WORDS for word in words)
-    if is_norm and is_flat:
-        return "norms"
-    found: set[Part] = set()
-    if any(name in word for name in ATTENTION_WORDS for word in words):
-        found.add("attention")
-    if any(name in word for name in MLP_WORDS for word in words) or any(name in words[0] for name in MLP_ATTRIBUTES):
-        found.add("mlp")
-    return found.pop() if len(found) == 1 and not is_norm else None
+
+def _only(named: set[Part]) -> Part | None:
+    """The one part that is spoken of."""
+    return next(iter(named)) if len(named) == 1 else None
 
 
 def _planned_file(cut: Cut, initial: frozenset[str], file: Path) -> dict[str, Piece]:

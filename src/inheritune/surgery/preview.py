@@ -289,8 +289,8 @@ def _shown(value: Any) -> str:
     text = "(not there)" if value is None else str(value)
     if len(text) <= MAX_SHOWN:
         return text
-    number = f" ({len(value)} entries)" if isinstance(value, list | tuple | Mapping) else ""
-    return f"{text[:MAX_SHOWN]}...{number}"
+    is_long = isinstance(value, list | tuple | Mapping)
+    return f"{len(value)} entries" if is_long else f"{text[:MAX_SHOWN]}..."
 
 
 def _exact(count: int) -> str:
