@@ -15,7 +15,7 @@ import torch
 from inheritune.errors import SurgeryError
 from inheritune.surgery.anatomy import Anatomy, find_layers
 from inheritune.surgery.config_edit import PREDICTION_LAYERS, edit_config, edit_text_config
-from inheritune.surgery.folder import Weights, build_config, build_on_meta, limits, read_config, unread_patterns
+from inheritune.surgery.folder import Weights, build_config, build_on_meta, limits, read_config, shown, unread_patterns
 from inheritune.surgery.selection import is_prefix, parse_selection
 from inheritune.surgery.tensor_file import FLOATS, Piece, TensorEntry
 from inheritune.surgery.tensor_names import check_shapes, find_names, map_names, packed_over_depth
@@ -117,7 +117,7 @@ def _child_config(
         name = differing[0]
         raise SurgeryError(
             f"{anatomy.model_type!r} cannot be cut exactly to the layers {_in_words(layers)}: transformers turns "
-            f"{name} into {found.get(name)!r}, and the kept layers need {expected[name]!r}."
+            f"{name} into {shown(found.get(name))}, and the kept layers need {shown(expected[name])}."
         )
     child = build_on_meta(child_config)
     check_shapes(shapes, {name: tuple(tensor.shape) for name, tensor in child.state_dict().items()}, anatomy, layers)

@@ -134,20 +134,20 @@ def read_config(folder: Path) -> dict[str, Any]:
     )
     if native and config.get("transformers_weights") not in (None, WEIGHTS, INDEX):
         raise SurgeryError(
-            f"{path} names {_shown(config['transformers_weights'])} as its weights (transformers_weights), and only "
+            f"{path} names {shown(config['transformers_weights'])} as its weights (transformers_weights), and only "
             f"{WEIGHTS} or {INDEX} are read. Rename the file, and take the field out of config.json."
         )
     if native:
         return dict(config)
     if isinstance(config, dict) and config.get("auto_map"):
         raise SurgeryError(
-            f"{folder} (model_type {_shown(model_type)}) needs remote code: its config names "
-            f"{_shown(config['auto_map'])} in auto_map, and the installed transformers has no such causal LM of its "
+            f"{folder} (model_type {shown(model_type)}) needs remote code: its config names "
+            f"{shown(config['auto_map'])} in auto_map, and the installed transformers has no such causal LM of its "
             "own. Code of a model is never run; use a model type that transformers knows, or a newer transformers "
             "(pip install -U transformers)."
         )
     raise SurgeryError(
-        f"{path} says model_type {_shown(model_type)}, which is no causal LM of the installed transformers. "
+        f"{path} says model_type {shown(model_type)}, which is no causal LM of the installed transformers. "
         "Name a causal language model, or install a newer transformers (pip install -U transformers)."
     )
 
@@ -198,7 +198,7 @@ def _check_shards(folder: Path) -> Weights:
     for shard in shards:
         if not isinstance(shard, str) or not SHARD.fullmatch(shard):
             raise SurgeryError(
-                f"{path} names {_shown(shard)}: a shard must be a .safetensors file of the same folder. "
+                f"{path} names {shown(shard)}: a shard must be a .safetensors file of the same folder. "
                 "Do not use this model unless you know why; copy the index again."
             )
         if not (folder / shard).is_file():
@@ -206,14 +206,14 @@ def _check_shards(folder: Path) -> Weights:
         for name, entry in _check_file(folder, shard).items():
             if files_of.get(name) != shard:
                 raise SurgeryError(
-                    f"{folder / shard} holds {name!r}, which {INDEX} places in {_shown(files_of.get(name))}. "
+                    f"{folder / shard} holds {name!r}, which {INDEX} places in {shown(files_of.get(name))}. "
                     "Index and shards are not of one model; copy them again."
                 )
             tensors[name] = entry
     absent = sorted(set(files_of) - set(tensors))
     if absent:
         raise SurgeryError(
-            f"{path} promises {len(absent)} tensors that no shard holds, the first is {_shown(absent[0])}. "
+            f"{path} promises {len(absent)} tensors that no shard holds, the first is {shown(absent[0])}. "
             "Copy the files again."
         )
     return _weights_of(folder, tuple(shards), tensors)
@@ -300,12 +300,12 @@ def _read_json(path: Path) -> Any:
 def _with_printable_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Keys get into notes and messages; the last of two equal ones counts, as transformers has it."""
     for key, _ in pairs:
-        if not key.isprintable():
-            raise ValueError(f"{key!r} is no name of a field")
+        if not key.isprintable() or len(key) > MAX_REASON:
+            raise ValueError(f"no name of a field: {key!r}")
     return dict(pairs)
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """A value of a file in one short line."""
     shown = repr(value)
     return shown if len(shown) <= MAX_REASON else f"{shown[:MAX_REASON]}..."
