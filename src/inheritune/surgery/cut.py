@@ -32,6 +32,7 @@ from inheritune.surgery.folder import (
     limits,
     module_names,
     read_config,
+    shown,
     unread_patterns,
 )
 from inheritune.surgery.layer_maths import changed_settings
@@ -183,7 +184,7 @@ def _sketch(
             name = differing[0]
             raise SurgeryError(
                 f"{anatomy.model_type!r} cannot be cut exactly to the layers {_in_words(layers)}: transformers turns "
-                f"{name} into {found.get(name)!r}, and the kept layers need {expected[name]!r}."
+                f"{name} into {shown(found.get(name))}, and the kept layers need {shown(expected[name])}."
             )
         child = build_on_meta(child_config)
         zeros = check_shapes(_shapes(parent), _shapes(child), anatomy, layers, found)
@@ -227,7 +228,7 @@ def _check_maths(
         if is_prefix(layers) or isinstance(had, bool | str) or isinstance(has, bool | str):
             raise SurgeryError(
                 f"{anatomy.model_type!r} cannot be cut exactly to the layers {_in_words(layers)}: {path} would be "
-                f"{has!r}, and is {had!r} in the reference."
+                f"{shown(has)}, and is {shown(had)} in the reference."
             )
     if not changed:
         return ()

@@ -24,7 +24,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from inheritune.errors import SurgeryError
-from inheritune.surgery.tensor_file import MAX_HEADER_BYTES, MAX_HEADER_VALUES, TensorEntry, read_header
+from inheritune.surgery.tensor_file import MAX_HEADER_BYTES, MAX_HEADER_VALUES, MAX_REASON, TensorEntry, read_header
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -53,20 +53,13 @@ OLD_BUFFERS = (
 No class computes with them any more; whether a class has a parameter of such a name is asked first.
 """
 
-SHARD = re.compile(r"[^/\\\x00-\x1f\x7f-\x9f]+\.safetensors")
-"""Name of a weight file in an index: of the same folder, and fit to be shown."""
-
 TAIL = "num_nextn_predict_layers"
 """Config field: how many layers of multi-token prediction are stored behind the last layer (DeepSeek, GLM)."""
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
-
 MAX_DEPTH = 10_000
 """Layers of a config that is built; no published model has a tenth of it."""
-
-MAX_REASON = 300
-"""Characters that are shown of what others say is wrong."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +115,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The folder's config.json, checked to name a causal LM that transformers itself knows.
 
     Raises:
-        SurgeryError: no config, not JSON, an unknown or not a causal model type, or code of its own.
+        SurgeryError: no config, not JSON, an unknown or not a causal model type, other weights than
+            ``model.safetensors``, or code of its own.
     """
     path = folder / "config.json"
     if not path.is_file():
@@ -140,20 +134,20 @@ def read_config(folder: Path) -> dict[str, Any]:
     )
     if native and config.get("transformers_weights") not in (None, WEIGHTS, INDEX):
         raise SurgeryError(
-            f"{path} names {_shown(config['transformers_weights'])} as its weights (transformers_weights), and only "
+            f"{path} names {shown(config['transformers_weights'])} as its weights (transformers_weights), and only "
             f"{WEIGHTS} or {INDEX} are read. Rename the file, and take the field out of config.json."
         )
     if native:
         return dict(config)
     if isinstance(config, dict) and config.get("auto_map"):
         raise SurgeryError(
-            f"{folder} (model_type {_shown(model_type)}) needs remote code: its config names "
-            f"{_shown(config['auto_map'])} in auto_map, and the installed transformers has no such causal LM of its "
+            f"{folder} (model_type {shown(model_type)}) needs remote code: its config names "
+            f"{shown(config['auto_map'])} in auto_map, and the installed transformers has no such causal LM of its "
             "own. Code of a model is never run; use a model type that transformers knows, or a newer transformers "
             "(pip install -U transformers)."
         )
     raise SurgeryError(
-        f"{path} says model_type {_shown(model_type)}, which is no causal LM of the installed transformers. "
+        f"{path} says model_type {shown(model_type)}, which is no causal LM of the installed transformers. "
         "Name a causal language model, or install a newer transformers (pip install -U transformers)."
     )
 
@@ -163,7 +157,8 @@ def check_files(folder: Path) -> Weights:
 
     Raises:
         SurgeryError: config or weights missing, a shard missing, a file truncated or damaged, weights only as pickle,
-            an index that names files outside the folder or disagrees with the shards, or a model of remote code.
+            an index that names files outside the folder or disagrees with the shards, a link that leads out of it, a
+            pipe or device, an adapter, or a model of remote code.
     """
     read_config(folder)
     for path in sorted(folder.iterdir()):
@@ -201,28 +196,34 @@ def _check_shards(folder: Path) -> Weights:
             f"{path} is not an index of safetensors shards ({_reason(error)}). Copy it again."
         ) from error
     tensors: dict[str, TensorEntry] = {}
+    present = {file.name for file in folder.iterdir()}
     for shard in shards:
-        if not isinstance(shard, str) or not SHARD.fullmatch(shard):
+        if not isinstance(shard, str) or not _is_shard(shard):
             raise SurgeryError(
-                f"{path} names {_shown(shard)}: a shard must be a .safetensors file of the same folder. "
+                f"{path} names {shown(shard)}: a shard must be a .safetensors file of the same folder. "
                 "Do not use this model unless you know why; copy the index again."
             )
-        if not (folder / shard).is_file():
+        if shard not in present:
             raise SurgeryError(f"{folder / shard} is missing, and {INDEX} names it. Download or copy it there.")
         for name, entry in _check_file(folder, shard).items():
             if files_of.get(name) != shard:
                 raise SurgeryError(
-                    f"{folder / shard} holds {name!r}, which {INDEX} places in {_shown(files_of.get(name))}. "
+                    f"{folder / shard} holds {name!r}, which {INDEX} places in {shown(files_of.get(name))}. "
                     "Index and shards are not of one model; copy them again."
                 )
             tensors[name] = entry
     absent = sorted(set(files_of) - set(tensors))
     if absent:
         raise SurgeryError(
-            f"{path} promises {len(absent)} tensors that no shard holds, the first is {_shown(absent[0])}. "
+            f"{path} promises {len(absent)} tensors that no shard holds, the first is {shown(absent[0])}. "
             "Copy the files again."
         )
     return _weights_of(folder, tuple(shards), tensors)
+
+
+def _is_shard(name: str) -> bool:
+    """Whether this may be the name of a weight file of the same folder."""
+    return name.endswith(".safetensors") and name.isprintable() and "/" not in name and "\\" not in name
 
 
 def _check_file(folder: Path, name: str) -> dict[str, TensorEntry]:
@@ -306,12 +307,12 @@ def _read_json(path: Path) -> Any:
 def _with_printable_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Keys get into notes and messages; the last of two equal ones counts, as transformers has it."""
     for key, _ in pairs:
-        if not key.isprintable():
-            raise ValueError(f"{key!r} is no name of a field")
+        if not key.isprintable() or len(key) > MAX_REASON:
+            raise ValueError(f"no name of a field: {key!r}")
     return dict(pairs)
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """A value of a file in one short line."""
     shown = repr(value)
     return shown if len(shown) <= MAX_REASON else f"{shown[:MAX_REASON]}..."

@@ -40,7 +40,7 @@ CHUNK_BYTES = 4 * 2**20
 """Bytes in memory at a time while a tensor is read: few enough for a processor's cache."""
 
 MAX_REASON = 300
-"""Characters that are shown of what is wrong with a header."""
+"""Characters that are shown of what a file holds and of what others say of it."""
 
 BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "U16": 16, "I16": 16, "F16": 16, "BF16": 16,
