@@ -1,0 +1,88 @@
+"""inheritune doctor."""
+
+import json as json_module
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from inheritune.surgery.findings import Diagnosis
+
+COLOURS = {"fault": "bold red", "warning": "yellow", "note": "dim"}
+
+
+def doctor(folder: str, /, *, repair: Path | None = None, values: bool = False, json: bool = False) -> int:
+    """Say whether a model folder is what its config says: inheritune doctor FOLDER --repair OUT
+
+    Exit code 0 where it is, 3 where there is a fault.
+
+    Args:
+        folder: Folder or hub id.
+        repair: Write a corrected copy to this folder, where it is certain what is right.
+        values: Read every weight too, and look for NaN and infinity.
+        json: Print JSON.
+    """
+    from inheritune.errors import SurgeryError
+    from inheritune.surgery.doctor import diagnose
+
+    diagnosis = diagnose(folder, values=values)
+    if not json:
+        _show(diagnosis)
+    if repair is not None:
+        from inheritune.surgery.repair import repair as mend
+
+        mended = mend(folder, repair)
+        if not json:
+            print()
+            _show(mended)
+        diagnosis = mended
+    if json:
+        print(json_module.dumps(diagnosis.to_json(), indent=2, ensure_ascii=False))
+    return 0 if diagnosis.is_sound else SurgeryError.exit_code
+
+
+def _show(diagnosis: "Diagnosis") -> None:
+    """Print what was found: a table on a terminal, one line for each finding elsewhere."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    console.print(Text(_heading(diagnosis)))
+    if sys.stdout.isatty() and diagnosis.findings:
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 1, 0), header_style="bold")
+        for heading in ("", "where", "what", "next"):
+            table.add_column(heading, overflow="fold", no_wrap=heading == "")
+        for finding in diagnosis.findings:
+            severity = Text(finding.severity, style=COLOURS[finding.severity])
+            table.add_row(severity, Text(finding.where), Text(finding.what), Text(finding.next))
+        console.print()
+        console.print(table)
+    else:
+        for finding in diagnosis.findings:
+            console.print(Text(f"{finding.severity}: {finding.where}: {finding.what}. {finding.next}"))
+    console.print(Text(_verdict(diagnosis), style="bold red" if diagnosis.faults else "bold green"))
+
+
+def _heading(diagnosis: "Diagnosis") -> str:
+    """The folder in a line."""
+    from inheritune.units import format_bytes
+
+    depths = []
+    if diagnosis.stated_depth is not None:
+        depths.append(f"{diagnosis.stated_depth} layers stated")
+    if diagnosis.held_depth is not None:
+        depths.append(f"{diagnosis.held_depth} in the files")
+    parts = [diagnosis.model_type or "no known model type", *depths]
+    parts.append(f"{diagnosis.num_tensors} tensors, {format_bytes(diagnosis.num_bytes)}")
+    return f"{diagnosis.folder}: {' | '.join(parts)}"
+
+
+def _verdict(diagnosis: "Diagnosis") -> str:
+    """Sound or not, in a line."""
+    faults = len(diagnosis.faults)
+    if not faults:
+        return "sound: the folder is what its config says"
+    mends = all(finding.is_mendable for finding in diagnosis.faults)
+    how = "; all of it can be mended with --repair" if mends else ""
+    return f"not sound: {faults} fault{'s' if faults > 1 else ''}{how}"

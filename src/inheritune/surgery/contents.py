@@ -1,0 +1,267 @@
+"""What lies in a model folder, read as far as it can be: a broken file is a finding, and the others are read on.
+
+Only config, index and headers are read, whatever the size of the weights; nothing outside the folder is.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from inheritune.errors import SurgeryError
+from inheritune.runs import read_json
+from inheritune.surgery.findings import Finding, in_words, of_error
+from inheritune.surgery.folder import INDEX, PICKLED, WEIGHTS, decode_floats
+from inheritune.surgery.tensor_file import TensorEntry, read_header
+
+CONFIG = "config.json"
+
+COPY_AGAIN = "Download or copy it again."
+
+
+@dataclass(frozen=True)
+class Contents:
+    """A model folder, read without building anything.
+
+    Attributes:
+        config: config.json; None where there is none that can be read.
+        files: the weight files that make up the model, as far as that is known.
+        tensors: name -> entry, of these files.
+        are_whole: whether every one of these files is there and its header is right.
+        findings: what was wrong.
+    """
+
+    folder: Path
+    config: Mapping[str, Any] | None
+    files: tuple[str, ...]
+    tensors: Mapping[str, TensorEntry]
+    are_whole: bool
+    findings: tuple[Finding, ...]
+
+
+def read_contents(folder: Path) -> Contents:
+    """Read config, index and the headers of all weight files.
+
+    Raises:
+        SurgeryError: the folder itself cannot be read.
+    """
+    try:
+        paths = sorted(folder.iterdir())
+    except OSError as error:
+        raise SurgeryError(f"{folder} cannot be read ({error}). Check that it is a folder that may be read.") from error
+    findings: list[Finding] = []
+    outside = [path.name for path in paths if path.is_symlink() and not _stays(path, folder)]
+    findings += [
+        Finding(
+            "fault",
+            "link",
+            name,
+            f"a symbolic link that leads out of the folder, to {folder.joinpath(name).readlink()}; it is not followed",
+            "Put the file itself there, if you trust it.",
+        )
+        for name in outside
+    ]
+    names = [path.name for path in paths if path.name not in outside]
+    config = None if CONFIG in outside else _read_config(folder, findings)
+    files, said = _weight_files(folder, names, findings)
+    headers = _read_headers(folder, files, findings)
+    tensors = _union(headers, findings)
+    if said is not None:
+        _check_index(said, headers, findings)
+    findings += _beside(names, files)
+    return Contents(folder, config, tuple(files), tensors, bool(files) and set(headers) == set(files), tuple(findings))
+
+
+def _stays(path: Path, folder: Path) -> bool:
+    """Whether a link ends within the folder, or within the blobs of the hub cache that the folder is a snapshot in."""
+    home = folder.resolve()
+    allowed = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
+    target = path.resolve()
+    return any(place in target.parents for place in allowed)
+
+
+def _read_config(folder: Path, findings: list[Finding]) -> dict[str, Any] | None:
+    path = folder / CONFIG
+    if not path.is_file():
+        findings.append(
+            Finding(
+                "fault",
+                "config",
+                CONFIG,
+                "is not there, and without it nobody knows what the weights are",
+                f"Copy config.json of the model that the weights come from into {folder}, then run this again.",
+            )
+        )
+        return None
+    try:
+        config = decode_floats(read_json(path))
+        if not isinstance(config, dict):
+            raise TypeError(f"a {type(config).__name__}, not an object")
+    except (ValueError, TypeError, RecursionError, OSError) as error:
+        findings.append(Finding("fault", "config", CONFIG, f"is not the JSON of a config ({error})", COPY_AGAIN))
+        return None
+    return config
+
+
+def _weight_files(
+    folder: Path, names: Sequence[str], findings: list[Finding]
+) -> tuple[list[str], Mapping[str, Any] | None]:
+    """The weight files of the model, and what the index says of each tensor, where there is one that holds."""
+    present = [name for name in names if name.endswith(".safetensors")]
+    if WEIGHTS in present:
+        if INDEX in names:
+            findings.append(
+                Finding(
+                    "warning",
+                    "index",
+                    INDEX,
+                    f"lies beside {WEIGHTS}: transformers reads {WEIGHTS} alone, other programs may follow the index",
+                    f"Delete {INDEX} and its shards, or {WEIGHTS}, whichever is the old one.",
+                )
+            )
+        return [WEIGHTS], None
+    if INDEX not in names:
+        findings += _without_index(folder, names, present)
+        return present, None
+    try:
+        said = dict(read_json(folder / INDEX)["weight_map"])
+        if not said:
+            raise ValueError("it names no tensor")
+    except (ValueError, KeyError, TypeError, RecursionError, OSError) as error:
+        findings.append(
+            Finding("fault", "index", INDEX, f"is not an index of safetensors files ({error!r:.200})", COPY_AGAIN)
+        )
+        return present, None
+    bad = sorted({repr(file) for file in said.values() if not _is_plain(file)})
+    if bad:
+        findings.append(
+            Finding(
+                "fault",
+                "index",
+                INDEX,
+                f"names {in_words(bad)}: a weight file must be a .safetensors file of the same folder; it is not read",
+                "Do not use this model unless you know why; copy the index again.",
+            )
+        )
+    shards = sorted({file for file in said.values() if _is_plain(file)})
+    absent = [file for file in shards if file not in names or not (folder / file).is_file()]
+    if absent:
+        findings.append(
+            Finding(
+                "fault",
+                "shard",
+                INDEX,
+                f"names {in_words(absent)}, of {len(shards)} files, which {'is' if len(absent) == 1 else 'are'} not "
+                f"there: {sum(file in absent for file in said.values())} tensors are missing",
+                "Download or copy the missing files again.",
+            )
+        )
+    return shards, said
+
+
+def _is_plain(file: Any) -> bool:
+    """Whether an index names a weight file of its own folder."""
+    return isinstance(file, str) and file.endswith(".safetensors") and not {"/", "\\", "\0"} & set(file)
+
+
+def _without_index(folder: Path, names: Sequence[str], present: Sequence[str]) -> list[Finding]:
+    if present:
+        what = f"is not there, and {in_words(present)} {'is' if len(present) == 1 else 'are'}"
+        return [
+            Finding(
+                "fault",
+                "index",
+                INDEX,
+                f"{what}: transformers finds no weights under these names",
+                f"Rename the one file to {WEIGHTS}." if len(present) == 1 else "Copy the index of the model again.",
+            )
+        ]
+    pickled = [name for name in names if name.endswith(PICKLED)]
+    if pickled:
+        return [
+            Finding(
+                "fault",
+                "pickle",
+                in_words(pickled),
+                "the weights are there as pickle only, which can run code and is never opened",
+                "If you trust the model, load it with transformers and call save_pretrained on a new folder.",
+            )
+        ]
+    return [Finding("fault", "weights", str(folder), f"holds neither {WEIGHTS} nor {INDEX}", "Put the weights there.")]
+
+
+def _read_headers(folder: Path, files: Sequence[str], findings: list[Finding]) -> dict[str, dict[str, TensorEntry]]:
+    """Tensors of each file whose header is right; the others are findings."""
+    headers = {}
+    for file in files:
+        path = folder / file
+        if not path.is_file() or (path.is_symlink() and not _stays(path, folder)):
+            continue  # said already
+        try:
+            headers[file] = read_header(path)
+        except SurgeryError as error:
+            findings.append(of_error("fault", "shard", file, error))
+    return headers
+
+
+def _union(headers: Mapping[str, Mapping[str, TensorEntry]], findings: list[Finding]) -> dict[str, TensorEntry]:
+    """All tensors; one that several files hold is a finding."""
+    held = Counter(name for header in headers.values() for name in header)
+    twice = sorted(name for name, count in held.items() if count > 1)
+    if twice:
+        places = [file for file, header in headers.items() if twice[0] in header]
+        findings.append(
+            Finding(
+                "fault",
+                "shard",
+                ", ".join(places),
+                f"{len(twice)} tensors are in more than one of the files ({in_words(twice)})",
+                "Remove the files that are not of this model, and their lines in the index.",
+            )
+        )
+    tensors: dict[str, TensorEntry] = {}
+    for header in headers.values():
+        tensors |= {name: entry for name, entry in header.items() if name not in tensors}
+    return tensors
+
+
+def _check_index(
+    said: Mapping[str, Any], headers: Mapping[str, Mapping[str, TensorEntry]], findings: list[Finding]
+) -> None:
+    """Compare what the index says with what the files hold."""
+    held = {name: file for file, header in headers.items() for name in header}
+    absent = sorted(name for name, file in said.items() if file in headers and name not in held)
+    unnamed = sorted(set(held) - set(said))
+    elsewhere = sorted(
+        name for name, file in held.items() if name in said and said[name] in headers and said[name] != file
+    )
+    for names, what in (
+        (absent, "promises {} tensors that no file holds"),
+        (unnamed, "leaves out {} tensors that the files hold"),
+        (elsewhere, "places {} tensors in another file than the one that holds them"),
+    ):
+        if names:
+            said_so = what.format(len(names)) + f" ({in_words(names)})"
+            findings.append(Finding("fault", "index", INDEX, said_so, "Copy the index again."))
+
+
+def _beside(names: Sequence[str], files: Sequence[str]) -> list[Finding]:
+    """Files that are not the model's."""
+    left = [name for name in names if name.endswith(".safetensors") and name not in files]
+    former = [name for name in left if name.startswith("model")]
+    others = [name for name in left if name not in former]
+    pickled = [name for name in names if name.endswith(PICKLED)] if files else []
+    code = [name for name in names if name.endswith(".py")]
+    findings = []
+    if former:
+        what = "not of this model as its index has it: left over from another save, and read by programs that take all"
+        findings.append(Finding("warning", "left over", in_words(former), what, "Delete what is not needed."))
+    for kind, some, what in (
+        ("other weights", others, "not read by transformers"),
+        ("pickle", pickled, "beside the weights; pickle can run code and is never opened"),
+        ("code", code, "code of the model's own; it is never run"),
+    ):
+        if some:
+            findings.append(Finding("note", kind, in_words(some), what, "Nothing."))
+    return findings

@@ -1,0 +1,167 @@
+"""The config that a folder's files are of, where it follows from them. Nothing is written here."""
+
+import copy
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import CONFIG_MAPPING
+
+from inheritune.errors import SurgeryError
+from inheritune.surgery.anatomy import DEPTH_FIELDS, TEXT_CONFIGS, Anatomy, find_layers
+from inheritune.surgery.config_edit import (
+    DEPTH_COPIES,
+    INDEX_LISTS,
+    PER_LAYER_DICTS,
+    PER_LAYER_LISTS,
+    PREDICTION_LAYERS,
+    edit_config,
+)
+from inheritune.surgery.folder import build_config, build_on_meta
+from inheritune.surgery.tensor_names import PREDICTION_TENSOR, LayerNames, find_names
+
+
+@dataclass(frozen=True)
+class Mended:
+    """A config that has been made to state what the files hold.
+
+    Attributes:
+        config: the new config dict.
+        depth: that it states.
+        deeper: the depth of the model that the old config was of.
+        notes: on every edit that a reader should know of.
+    """
+
+    config: Mapping[str, Any]
+    depth: int
+    deeper: int
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Held:
+    """The layers that files hold.
+
+    Attributes:
+        depth: whole run of layers from 0 on, prediction layers left out.
+        beyond: indices of further layers, behind a hole or behind the depth that the config states.
+    """
+
+    depth: int
+    beyond: tuple[int, ...]
+
+
+def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a config dict that describes the decoder: the dict itself, or that of a text model in it."""
+    for key in TEXT_CONFIGS:
+        if isinstance(config.get(key), dict):
+            return config[key]  # type: ignore[no-any-return]
+    assert isinstance(config, dict)
+    return config
+
+
+def depth_field(text: Mapping[str, Any]) -> str | None:
+    """Which field of the decoder's config states the depth; None where none does."""
+    model_type = text.get("model_type")
+    known = isinstance(model_type, str) and model_type in CONFIG_MAPPING
+    mapped = CONFIG_MAPPING[model_type].attribute_map.get(DEPTH_FIELDS[0]) if known else None
+    fields = [field for field in (mapped, *DEPTH_FIELDS) if field and type(text.get(field)) is int and text[field] >= 1]
+    return fields[0] if fields else None
+
+
+def list_lengths(text: Mapping[str, Any]) -> dict[str, int]:
+    """Length of each list of the decoder's config that has one entry for each layer."""
+    return {name: len(text[name]) for name in sorted(PER_LAYER_LISTS & set(text)) if isinstance(text[name], list)}
+
+
+def stale_indices(text: Mapping[str, Any], depth: int) -> dict[str, list[int]]:
+    """Fields that list or describe layers by index -> those indices that a model of this depth does not have."""
+    stale = {}
+    for name in sorted((INDEX_LISTS | PER_LAYER_DICTS) & set(text)):
+        value = text[name]
+        indices = [int(index) for index in value if str(index).isdecimal()] if isinstance(value, list | dict) else []
+        if beyond := [index for index in indices if index >= depth]:
+            stale[name] = beyond
+    return stale
+
+
+def prediction_depth(text: Mapping[str, Any]) -> int:
+    """Multi-token prediction layers that the decoder's config states."""
+    return max((text[name] for name in PREDICTION_LAYERS if type(text.get(name)) is int), default=0)
+
+
+def stale_prediction(text: Mapping[str, Any]) -> list[str]:
+    """Fields that state prediction layers."""
+    return sorted(name for name in PREDICTION_LAYERS if text.get(name))
+
+
+def without_prediction(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The same config without prediction layers."""
+    mended = copy.deepcopy(dict(config))
+    text = text_config(mended)
+    for name in stale_prediction(text):
+        text[name] = copy.deepcopy(PREDICTION_LAYERS[name])
+    return mended
+
+
+def held_layers(names: Iterable[str], layer_names: LayerNames, stated: int, num_predicting: int) -> Held:
+    """Which layers are in the files.
+
+    Args:
+        names: of the files' tensors.
+        layer_names: how the files spell the layers.
+        stated: depth that the config states.
+        num_predicting: layers behind the stated depth that are no decoder layers.
+    """
+    indices = {index for name in names if (index := layer_names.index(name)) is not None}
+    run = next(index for index in range(len(indices) + 1) if index not in indices)
+    if stated < run <= stated + num_predicting:
+        run = stated
+    return Held(run, tuple(sorted(index for index in indices if index >= run)))
+
+
+def prediction_tensors(names: Iterable[str], layer_names: LayerNames, depth: int) -> list[str]:
+    """Tensors of prediction layers: beside the layer list, or behind its last layer."""
+    return [
+        name
+        for name in names
+        if PREDICTION_TENSOR.match(name) or ((index := layer_names.index(name)) is not None and index >= depth)
+    ]
+
+
+def deeper_depths(text: Mapping[str, Any], stated: int | None, held: int | None) -> list[int]:
+    """Depths that the config may have been of, the likeliest first: of most of its lists, stated, of the files."""
+    lengths = Counter(list_lengths(text).values()).most_common(1)
+    depths = [*(length for length, _ in lengths), stated, held]
+    return list(dict.fromkeys(depth for depth in depths if depth))
+
+
+def mend(config: Mapping[str, Any], deeper: int, names: Collection[str]) -> tuple[Mended, Anatomy]:
+    """The config cut to the layers that the files hold, as if it were that of a deeper model.
+
+    Args:
+        config: config.json of the folder.
+        deeper: depth of the model that the config was of.
+        names: of the files' tensors.
+
+    Raises:
+        SurgeryError: the config is not of that depth, or the files hold more layers.
+    """
+    reference = copy.deepcopy(dict(config))
+    text = text_config(reference)
+    field = depth_field(text) or DEPTH_FIELDS[0]
+    stated = text.get(field)
+    for name in {field, *DEPTH_FIELDS, *DEPTH_COPIES} & set(text):
+        if text[name] == stated:
+            text[name] = deeper
+    text[field] = deeper
+    reference_config = build_config(reference)
+    anatomy = find_layers(build_on_meta(reference_config))
+    if anatomy.depth != deeper:
+        raise SurgeryError(f"{anatomy.depth_field} does not state the depth of this model. Mend config.json by hand.")
+    held = held_layers(names, find_names(names, anatomy), deeper, prediction_depth(text))
+    if not 1 <= held.depth <= deeper:
+        raise SurgeryError(f"the files hold {held.depth} layers, more than {deeper}. Mend config.json by hand.")
+    edited, notes = edit_config(reference, reference_config.to_dict(), anatomy, range(held.depth))
+    return Mended(edited, held.depth, deeper, notes), anatomy
