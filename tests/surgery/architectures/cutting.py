@@ -1,0 +1,142 @@
+"""One cut of a saved parent, judged from outside: what the files of the child give against what the parent computes.
+
+The judge shares nothing with the code's own proof: it loads both folders with transformers, listens to every layer,
+and holds the child's logits against those of the parent with its upper layers taken out in memory.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from architectures.nursery import silence
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from inheritune.errors import SurgeryError
+from inheritune.surgery.transplant import inherit
+
+BATCH, POSITIONS = 2, 24
+"""More positions than a sliding window of the nursery has."""
+
+TOWERS = re.compile(r"vision|visual|audio|image|expert|patch")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a cut.
+
+    Attributes:
+        kind: ``exact``: the child loads whole and computes what the parent does; ``refused``: nothing was written;
+            ``wrong``: a child was written that is not exact.
+        difference: largest absolute difference of hidden states and logits; None where refused.
+        reason: of a refusal, or what is wrong.
+        nearest: the depth that a refusal names.
+        notes: of the certificate.
+    """
+
+    kind: Literal["exact", "refused", "wrong"]
+    difference: float | None = None
+    reason: str = ""
+    nearest: int | None = None
+    notes: tuple[str, ...] = ()
+
+
+def cut(parent: Path, child: Path, depth: int, *, verify: bool = False) -> Outcome:
+    """Cut a saved parent to its first ``depth`` layers and judge the child.
+
+    The code's own proof is left out unless ``verify``: what it would stop is to be refused before.
+    """
+    try:
+        with silence():
+            certificate = inherit(parent, child, layers=depth, verify=verify)
+    except SurgeryError as error:
+        named = re.search(r"--layers (\d+)", str(error))
+        return Outcome("refused", None, str(error), int(named[1]) if named else None)
+    try:
+        difference = compare(load(parent), load(child), depth)
+    except Exception as error:  # whatever stops a child from being loaded and run is a fault of the child
+        return Outcome(
+            "wrong", None, f"{type(error).__name__}: {' '.join(str(error).split())}", None, certificate.notes
+        )
+    if difference:
+        return Outcome("wrong", difference, f"differs by {difference:.3g}", None, certificate.notes)
+    return Outcome("exact", difference, "", None, certificate.notes)
+
+
+def load(folder: Path) -> PreTrainedModel:
+    """The model of a folder, in which every tensor comes from the files and every tensor of the files is used.
+
+    Raises:
+        ValueError: it is not so.
+    """
+    with silence():
+        model, info = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    faults = {kind: sorted(map(str, keys)) for kind, keys in info.items() if keys}
+    if faults:
+        raise ValueError(f"{faults}")
+    if hasattr(model, "set_default_language"):
+        model.set_default_language("en_XX")
+    loaded: PreTrainedModel = model.eval()
+    return loaded
+
+
+def compare(parent: PreTrainedModel, child: PreTrainedModel, depth: int) -> float:
+    """Largest difference after each of the child's layers, and in the logits, once the parent's upper layers are out.
+
+    Raises:
+        ValueError: the child has not ``depth`` layers.
+    """
+    path = layers_path(parent)
+    found = child.get_submodule(path)
+    if len(found) != depth:
+        raise ValueError(f"the child has {len(found)} layers, not {depth}")
+    expected_hidden, _ = run(parent, path)
+    child_hidden, child_logits = run(child, path)
+    shorten(parent, path, depth)
+    _, expected_logits = run(parent, path)
+    pairs = [*zip(expected_hidden[:depth], child_hidden, strict=True), (expected_logits, child_logits)]
+    return max(largest_difference(one, other) for one, other in pairs)
+
+
+def layers_path(model: PreTrainedModel) -> str:
+    """Path of the decoder's layers: the outermost longest list of modules that is in no tower."""
+    paths = {
+        path: len(module)
+        for path, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and not TOWERS.search(path) and not re.search(r"\.\d+\.", path)
+    }
+    return max(paths, key=lambda path: paths[path])
+
+
+def shorten(model: PreTrainedModel, path: str, depth: int) -> None:
+    """Take the upper layers out of a model in memory; its config is left as it is."""
+    front, _, name = path.rpartition(".")
+    setattr(model.get_submodule(front), name, model.get_submodule(path)[:depth])
+
+
+def run(model: PreTrainedModel, path: str) -> tuple[list[Tensor], Tensor]:
+    """The hidden state after each layer, and the logits, of seeded random tokens."""
+    hidden: list[Tensor] = []
+
+    def keep(_module: nn.Module, _given: Any, output: Any) -> None:
+        hidden.append((output if isinstance(output, Tensor) else output[0]).clone())
+
+    ids = torch.randint(200, (BATCH, POSITIONS), generator=torch.Generator().manual_seed(3))
+    handles = [layer.register_forward_hook(keep) for layer in model.get_submodule(path)]
+    try:
+        with torch.no_grad(), silence():
+            torch.manual_seed(0)
+            logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
+    finally:
+        for handle in handles:
+            handle.remove()
+    return hidden, logits
+
+
+def largest_difference(one: Tensor, other: Tensor) -> float:
+    """Largest absolute difference; infinite where the shapes differ or a value is not finite."""
+    if one.shape != other.shape or not torch.isfinite(one).all() or not torch.isfinite(other).all():
+        return float("inf")
+    return float((one - other).abs().max())
