@@ -15,13 +15,10 @@ import torch
 from inheritune.errors import SurgeryError
 from inheritune.surgery.anatomy import Anatomy, find_layers
 from inheritune.surgery.config_edit import PREDICTION_LAYERS, edit_config, edit_text_config
-from inheritune.surgery.folder import Weights, build_config, build_on_meta, limits, read_config
+from inheritune.surgery.folder import Weights, build_config, build_on_meta, limits, read_config, unread_patterns
 from inheritune.surgery.selection import is_prefix, parse_selection
 from inheritune.surgery.tensor_file import FLOATS, Piece, TensorEntry
 from inheritune.surgery.tensor_names import check_shapes, find_names, map_names, packed_over_depth
-
-ALWAYS_IGNORED = (r"rotary_emb\.inv_freq",)
-"""Tensors of old files that transformers reads for no class; the rest is declared by the classes themselves."""
 
 Shapes = Mapping[str, Sequence[int]]
 
@@ -65,11 +62,11 @@ def plan_cut(weights: Weights, layers: int | str | Sequence[int], dtype: str | t
 
     layer_names = find_names(weights.tensors, anatomy)
     origins, dropped = map_names(weights.tensors, layer_names, anatomy, selection)
-    ignored = getattr(parent, "_keys_to_ignore_on_load_unexpected", None) or ()
-    unused = _unused(origins, shapes, layer_names.module_name, sorted(ignored))
+    ignored = unread_patterns(parent)
+    unused = _unused(origins, shapes, layer_names.module_name, ignored)
     if dropped:
         declared = any(anatomy.text_config(full).get(name) for name in PREDICTION_LAYERS)
-        if not declared and not all(_matches(layer_names.module_name(name), sorted(ignored)) for name in dropped):
+        if not declared and not all(_matches(layer_names.module_name(name), ignored) for name in dropped):
             raise SurgeryError(
                 f"the config of {weights.folder} states {anatomy.depth} layers and no prediction layers, and its files "
                 f"hold {dropped[0]!r} behind them. Mend {anatomy.depth_field} in config.json."
@@ -154,7 +151,7 @@ def _advice(
 def _unused(
     origins: Mapping[str, str], shapes: Shapes, module_name: Callable[[str], str], patterns: Sequence[str]
 ) -> list[str]:
-    """Child names of tensors that the class has no place for and says itself that it does not read."""
+    """Child names of tensors that the class has no place for and does not read."""
     return sorted(
         name
         for name, source in origins.items()
@@ -164,7 +161,7 @@ def _unused(
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
     """Whether transformers says that it does not read a tensor of this name."""
-    return re.search("|".join((*patterns, *ALWAYS_IGNORED)), name) is not None
+    return re.search("|".join(patterns), name) is not None
 
 
 def _piece(name: str, entry: TensorEntry, word: str | None, anatomy: Anatomy, layers: Sequence[int]) -> Piece:

@@ -30,6 +30,19 @@ PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 FETCHED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*", "NOTICE*"]
 """What is fetched from the hub: weights, configs, tokenizer files, licence. No code and no pickle."""
 
+OLD_BUFFERS = (
+    r"rotary_emb\.inv_freq$",
+    r"(?:^|\.)(?:attn|attention)\.(?:bias|masked_bias|causal_mask)$",
+    r"(?:^|\.)position_ids$",
+)
+"""Buffers that older versions of transformers saved (GPT-2, GPT-J, GPT-Neo, GPT-NeoX, CodeGen, Llama, BERT).
+
+No class computes with them any more; whether a class has a parameter of such a name is asked first.
+"""
+
+TAIL = "num_nextn_predict_layers"
+"""Config field: how many layers of multi-token prediction are stored behind the last layer (DeepSeek, GLM)."""
+
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -212,6 +225,25 @@ def build_on_meta(config: Any) -> PreTrainedModel:
     return model
 
 
+def unread_patterns(model: PreTrainedModel) -> list[str]:
+    """Patterns of the tensors in files that this class has no place for and does without.
+
+    They are what the class itself declares, its buffers that are not saved any more, and ``OLD_BUFFERS``.
+    """
+    front, saved = f"{model.base_model_prefix}.", set(model.state_dict())
+    computed = [name.removeprefix(front) for name, _ in model.named_buffers() if name not in saved]
+    declared = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
+    return [*sorted(declared), *OLD_BUFFERS, *(f"^(?:{re.escape(front)})?{re.escape(name)}$" for name in computed)]
+
+
+def _is_of_tail(name: str, config: Any) -> bool:
+    """Whether a tensor belongs to the prediction layers that the config states behind its last layer."""
+    text = config.get_text_config(decoder=True)
+    num_layers = getattr(text, TAIL, None)
+    index = next((int(part) for part in name.split(".") if part.isdecimal()), -1)
+    return type(num_layers) is int and 0 <= index - text.num_hidden_layers < num_layers
+
+
 def limits(model: torch.nn.Module) -> frozenset[str]:
     """Last part of the names of scalar buffers: limits (as Gemma 4's clamps) that may be infinite, as no weight may."""
     return frozenset(name.rpartition(".")[2] for name, buffer in model.named_buffers() if buffer.dim() == 0)
@@ -219,6 +251,8 @@ def limits(model: torch.nn.Module) -> frozenset[str]:
 
 def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """Load a causal LM from its folder in eval mode, on the CPU, with every tensor from the file.
+
+    Left over in the file may be what the class does not read (``unread_patterns``), and prediction layers.
 
     Raises:
         SurgeryError: a file is damaged, or a tensor is missing, unexpected or of another shape.
@@ -240,6 +274,10 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedMo
         raise SurgeryError(
             f"{folder} cannot be loaded: {' '.join(str(error).split())}. Check that config.json belongs to the weights."
         ) from error
+    unread = re.compile("|".join(unread_patterns(model)))
+    info["unexpected_keys"] = [
+        name for name in info["unexpected_keys"] if not unread.search(name) and not _is_of_tail(name, config)
+    ]
     faults = [
         f"{len(keys)} {kind.replace('_keys', '')} (first: {min(map(str, keys))})"
         for kind, keys in sorted(info.items())
