@@ -3,8 +3,8 @@
 A stand-in for mergekit 0.1.5 (``passthrough``, ``layer_range: [0, 5]``) and what else goes wrong in merges, made from a
 saved parent. It shares nothing with the code under test: tensors are told apart by the numbers in their names.
 
-``KINDS`` maps each kind of wrong folder to its maker ``make(parent, folder, depth) -> bool``; False where a parent cannot
-go wrong in this way (no per-layer list, no tied head, no tensors whose file names differ from the class's).
+``KINDS`` maps each kind of wrong folder to its maker ``make(parent, folder, depth) -> bool``; False where a parent
+cannot go wrong in this way (no per-layer list, no tied head, no tensors whose file names differ from the class's).
 
 Source: measured on mergekit 0.1.5 (the config's depth stays, shards get temporary names until the end, the config is
 written after the weights, fused experts are written under the class's names, a tied head is written out).

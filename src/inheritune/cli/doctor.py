@@ -42,25 +42,26 @@ def doctor(folder: str, /, *, repair: Path | None = None, values: bool = False, 
 
 
 def _show(diagnosis: "Diagnosis") -> None:
-    """Print what was found: a table on a terminal, one line for each finding elsewhere."""
+    """Print what was found: a table on a terminal, a line for each finding elsewhere."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    on_terminal = sys.stdout.isatty()
+    console = Console(highlight=False, soft_wrap=not on_terminal)
     console.print(Text(_heading(diagnosis)))
-    if sys.stdout.isatty() and diagnosis.findings:
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 1, 0), header_style="bold")
-        for heading in ("", "where", "what", "next"):
-            table.add_column(heading, overflow="fold", no_wrap=heading == "")
-        for finding in diagnosis.findings:
-            severity = Text(finding.severity, style=COLOURS[finding.severity])
-            table.add_row(severity, Text(finding.where), Text(finding.what), Text(finding.next))
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 1, 0))
+    for finding in diagnosis.findings:
+        severity = Text(finding.severity, style=COLOURS[finding.severity])
+        advice = Text(f"-> {finding.next}", style="cyan")
+        words = Text("\n").join([Text(finding.where, style="bold"), Text(finding.what), advice])
+        if on_terminal:
+            table.add_row(severity, words)
+        else:
+            console.print(Text(f"{finding.severity} | {finding.where} | {finding.what} | {finding.next}"))
+    if table.row_count:
         console.print()
         console.print(table)
-    else:
-        for finding in diagnosis.findings:
-            console.print(Text(f"{finding.severity}: {finding.where}: {finding.what}. {finding.next}"))
     console.print(Text(_verdict(diagnosis), style="bold red" if diagnosis.faults else "bold green"))
 
 

@@ -18,7 +18,7 @@ from inheritune.runs import read_json
 from inheritune.surgery.anatomy import OTHER_TOWERS, Anatomy, find_layers
 from inheritune.surgery.contents import CONFIG, Contents, read_contents
 from inheritune.surgery.findings import Diagnosis, Finding, in_order, in_words, of_error
-from inheritune.surgery.folder import build_config, build_on_meta, limits, read_config, resolve
+from inheritune.surgery.folder import build_config, build_on_meta, limits, quiet, read_config, resolve
 from inheritune.surgery.loading import Loading, compare
 from inheritune.surgery.mending import (
     Held,
@@ -125,7 +125,8 @@ def examine(folder: str | Path, *, values: bool = False) -> Examination:
     """
     contents = read_contents(resolve(folder))
     config = contents.config
-    judged = _Judged(()) if config is None else _judge_model(contents)
+    with quiet():
+        judged = _Judged(()) if config is None else _judge_model(contents)
     findings = [*contents.findings, *judged.findings]
     if config is not None:
         findings += judge_dtype(config, contents.tensors.values())
@@ -191,7 +192,7 @@ def _judge_model(contents: Contents) -> _Judged:
     if model is None or lists or (held is not None and held.depth != stated):
         fit = _fit_mended(config, deeper_depths(text, stated, None if held is None else held.depth), tensors)
     if fit is None and model is not None:
-        fit = _Fit(config, tensors, compare(model, tensors), num_rows)
+        fit = _fit_as_it_is(model, config, text, layer_names, tensors)
     return judged if fit is None else _judge_fit(judged, fit, text, layer_names, contents)
 
 
@@ -262,6 +263,26 @@ def _held(
         and any(re.search(pattern, layer_names.module_name(name)) for pattern in ignored)
     }
     return layer_names, held_layers(tensors, layer_names, anatomy.depth, max(prediction_depth(text), len(behind)))
+
+
+def _fit_as_it_is(
+    model: PreTrainedModel,
+    config: Mapping[str, Any],
+    text: Mapping[str, Any],
+    layer_names: LayerNames | None,
+    tensors: Mapping[str, TensorEntry],
+) -> _Fit:
+    """How the tensors load under the config; those of prediction layers that it states may be left over."""
+    num_rows = _num_rows(model)
+    loading = compare(model, tensors)
+    if loading.unexpected and layer_names is not None and prediction_depth(text):
+        depth = find_layers(model).depth
+        behind = set(prediction_tensors(tensors, layer_names, depth))
+        others = {name: entry for name, entry in tensors.items() if name not in behind}
+        without = compare(build_on_meta(build_config(config)), others)
+        if without.is_exact:
+            loading = replace(without, unread=tuple(sorted(behind)))
+    return _Fit(config, tensors, loading, num_rows)
 
 
 def _fit_mended(config: Mapping[str, Any], depths: Sequence[int], tensors: Mapping[str, TensorEntry]) -> _Fit | None:
@@ -390,14 +411,14 @@ def judge_loading(loading: Loading, depth: int | None) -> list[Finding]:
     under = "" if depth is None else f" (with the config cut to {depth} layers)"
     findings = []
     if loading.missing:
-        what = f"{len(loading.missing)} tensors are in no file: transformers would fill them with random numbers{under}"
+        what = f"{_count(loading.missing)} in no file, which transformers would fill with random numbers{under}"
         is_head = any(word in name for name in loading.missing for word in ("lm_head", "embed_out"))
         advice = "If the head is the embedding, set tie_word_embeddings to true; else c" if is_head else "C"
         findings.append(
             Finding("fault", "missing", in_words(loading.missing), what, f"{advice}opy the missing weights again.")
         )
     if loading.unexpected:
-        what = f"{len(loading.unexpected)} tensors have no place in the model: transformers would drop them{under}"
+        what = f"{_count(loading.unexpected)} without a place in the model, which transformers would drop{under}"
         advice = "Check that config.json belongs to these weights."
         findings.append(Finding("fault", "extra", in_words(loading.unexpected), what, advice))
     for name, (there, here) in list(loading.misshapen.items())[:1]:
@@ -408,11 +429,18 @@ def judge_loading(loading: Loading, depth: int | None) -> list[Finding]:
         more = f" (and {len(loading.failed) - 1} more)" if len(loading.failed) > 1 else ""
         what = f"cannot be put together from the files: {reason}{more}{under}"
         findings.append(Finding("fault", "missing", name, what, "Copy the missing weights again."))
+    if loading.unread:
+        what = f"{_count(loading.unread)} that transformers does not read: old buffers, or prediction layers"
+        findings.append(Finding("note", "unread", in_words(loading.unread), what, "Nothing."))
     if loading.unpublished:
-        what = f"{len(loading.unpublished)} tensors are named as in transformers' classes, not as in published files"
+        what = f"{_count(loading.unpublished)} named as in transformers' classes, and not as in published files"
         advice = "For other programs, load it with transformers and call save_pretrained on a new folder."
         findings.append(Finding("warning", "layout", in_words(loading.unpublished), what, advice))
     return findings
+
+
+def _count(names: Sequence[str]) -> str:
+    return f"{len(names)} tensor{'s' if len(names) > 1 else ''}"
 
 
 def judge_tied(copy: str, source: str, *, is_same: bool) -> Finding:

@@ -5,6 +5,7 @@ splitting. So files that spell or lay out their tensors otherwise than the class
 one by one) are compared as they would be loaded, without a table of architectures.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,7 @@ from transformers.core_model_loading import (
 )
 from transformers.modeling_utils import LoadStateDictConfig, PreTrainedModel
 
-from inheritune.surgery.folder import quiet
+from inheritune.surgery.folder import quiet, unread_patterns
 from inheritune.surgery.tensor_file import TensorEntry
 
 Shape = tuple[int, ...]
@@ -33,6 +34,7 @@ class Loading:
     Attributes:
         missing: tensors that transformers would fill at random.
         unexpected: tensors that it would drop.
+        unread: tensors that it drops as the class itself has it (old buffers, prediction layers).
         misshapen: tensor -> its shape in the files, its shape in the model.
         failed: tensor -> why it cannot be put together from the files.
         tied_twice: tied tensors that the files hold twice, as (the copy, what it is tied to), in the files' names.
@@ -41,6 +43,7 @@ class Loading:
 
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
+    unread: tuple[str, ...]
     misshapen: Mapping[str, tuple[Shape, Shape]]
     failed: Mapping[str, str]
     tied_twice: tuple[tuple[str, str], ...]
@@ -60,6 +63,7 @@ def compare(model: PreTrainedModel, tensors: Mapping[str, TensorEntry]) -> Loadi
     """
     mapping = get_model_conversion_mapping(model)
     places = model.state_dict()
+    unread = re.compile("|".join(unread_patterns(model)))
     published = set(revert_weight_conversion(model, places))
     files_of = _file_names(model, mapping, tensors, places)
     stand_ins = {name: torch.empty(entry.shape, device="meta") for name, entry in tensors.items()}
@@ -74,10 +78,13 @@ def compare(model: PreTrainedModel, tensors: Mapping[str, TensorEntry]) -> Loadi
             if copy in found and source in found and copy in files_of and source in files_of
         )
         model.tie_weights(missing_keys=info.missing_keys, recompute_mapping=False)
+        left_out = set(info.unexpected_keys)
         model._adjust_missing_and_unexpected_keys(info)
+    unexpected = {name for name in info.unexpected_keys if not unread.search(name)}
     return Loading(
         missing=tuple(sorted(info.missing_keys - set(info.conversion_errors))),
-        unexpected=tuple(sorted(info.unexpected_keys)),
+        unexpected=tuple(sorted(unexpected)),
+        unread=tuple(sorted(left_out - unexpected)),
         misshapen={name: (tuple(there), tuple(here)) for name, there, here in sorted(info.mismatched_keys)},
         failed={name: _last_line(text) for name, text in sorted(info.conversion_errors.items())},
         tied_twice=tuple(tied_twice),

@@ -75,7 +75,8 @@ def _refusal(examination: Examination) -> str:
         return f"{folder} has nothing to mend. Use it as it is."
     first = beyond[0]
     more = f" (and {len(beyond) - 1} more)" if len(beyond) > 1 else ""
-    return f"{folder} is not repaired, since it is not certain what is right: {first.where}: {first.what}{more}. {first.next}"
+    what = f"{first.where}: {first.what}{more}. {first.next}"
+    return f"{folder} is not repaired, since it is not certain what is right: {what}"
 
 
 def _write_weights(new: Path, contents: Contents, mend: Mend) -> None:
