@@ -90,8 +90,9 @@ def depth_field(config: dict[str, Any]) -> str:
 def depth_unchanged(parent: Path, folder: Path, depth: int) -> bool:
     """The commonest: five layers in the files, and the parent's config."""
     config, tensors = read(parent)
-    write(folder, config, first_layers(tensors, depth))
-    return True
+    kept = first_layers(tensors, depth)
+    write(folder, config, kept)
+    return len(kept) < len(tensors)
 
 
 def lists_unchanged(parent: Path, folder: Path, depth: int) -> bool:
@@ -155,12 +156,13 @@ def temporary_shards(parent: Path, folder: Path, depth: int) -> bool:
 def stale_index(parent: Path, folder: Path, depth: int) -> bool:
     """The parent's index beside the shards of a cut."""
     config, tensors = read(parent)
+    kept = first_layers(tensors, depth)
     names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
-    place = write_shards(folder, first_layers(tensors, depth), names)
+    place = write_shards(folder, kept, names)
     everywhere = {name: place.get(name, names[-1]) for name in tensors}
     (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": everywhere}))
     (folder / CONFIG).write_text(json.dumps(config))
-    return True
+    return len(kept) < len(tensors)
 
 
 def class_names(parent: Path, folder: Path, depth: int) -> bool:

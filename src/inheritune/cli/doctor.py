@@ -52,13 +52,13 @@ def _show(diagnosis: "Diagnosis") -> None:
     console.print(Text(_heading(diagnosis)))
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 1, 0))
     for finding in diagnosis.findings:
-        severity = Text(finding.severity, style=COLOURS[finding.severity])
-        advice = Text(f"-> {finding.next}", style="cyan")
-        words = Text("\n").join([Text(finding.where, style="bold"), Text(finding.what), advice])
+        parts = [_plain(part) for part in (finding.where, finding.what, finding.next) if part]
         if on_terminal:
-            table.add_row(severity, words)
+            styles = ("bold", "", "cyan")
+            lines = [Text(part, style=style) for part, style in zip(parts, styles, strict=False)]
+            table.add_row(Text(finding.severity, style=COLOURS[finding.severity]), Text("\n").join(lines))
         else:
-            console.print(Text(f"{finding.severity} | {finding.where} | {finding.what} | {finding.next}"))
+            console.print(Text(" | ".join([finding.severity, *parts])))
     if table.row_count:
         console.print()
         console.print(table)
@@ -77,6 +77,11 @@ def _heading(diagnosis: "Diagnosis") -> str:
     parts = [diagnosis.model_type or "no known model type", *depths]
     parts.append(f"{diagnosis.num_tensors} tensors, {format_bytes(diagnosis.num_bytes)}")
     return f"{diagnosis.folder}: {' | '.join(parts)}"
+
+
+def _plain(text: str) -> str:
+    """Names of tensors and files come from strangers: nothing in them may steer the terminal."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def _verdict(diagnosis: "Diagnosis") -> str:

@@ -3,6 +3,7 @@
 Only config, index and headers are read, whatever the size of the weights; nothing outside the folder is.
 """
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,12 +20,19 @@ CONFIG = "config.json"
 
 COPY_AGAIN = "Download or copy it again."
 
+ABSURD = re.compile(r"\d{10}")
+"""A number in a tensor's name that no layer and no expert has."""
+
+SHOWN_LETTERS = 60
+"""Of a name that may be of any length."""
+
 
 @dataclass(frozen=True)
 class Contents:
     """A model folder, read without building anything.
 
     Attributes:
+        names: of the files that may be read: none that a link takes out of the folder.
         config: config.json; None where there is none that can be read.
         files: the weight files that make up the model, as far as that is known.
         tensors: name -> entry, of these files.
@@ -33,6 +41,7 @@ class Contents:
     """
 
     folder: Path
+    names: tuple[str, ...]
     config: Mapping[str, Any] | None
     files: tuple[str, ...]
     tensors: Mapping[str, TensorEntry]
@@ -62,15 +71,16 @@ def read_contents(folder: Path) -> Contents:
         )
         for name in outside
     ]
-    names = [path.name for path in paths if path.name not in outside]
+    names = [path.name for path in paths if path.name not in outside and path.is_file()]
     config = None if CONFIG in outside else _read_config(folder, findings)
     files, said = _weight_files(folder, names, findings)
-    headers = _read_headers(folder, files, findings)
+    headers = _read_headers(folder, [file for file in files if file in names], findings)
     tensors = _union(headers, findings)
     if said is not None:
         _check_index(said, headers, findings)
     findings += _beside(names, files)
-    return Contents(folder, config, tuple(files), tensors, bool(files) and set(headers) == set(files), tuple(findings))
+    are_whole = bool(files) and set(headers) == set(files)
+    return Contents(folder, tuple(names), config, tuple(files), tensors, are_whole, tuple(findings))
 
 
 def _stays(path: Path, folder: Path) -> bool:
@@ -145,7 +155,7 @@ def _weight_files(
             )
         )
     shards = sorted({file for file in said.values() if _is_plain(file)})
-    absent = [file for file in shards if file not in names or not (folder / file).is_file()]
+    absent = [file for file in shards if file not in names]
     if absent:
         findings.append(
             Finding(
@@ -195,13 +205,16 @@ def _read_headers(folder: Path, files: Sequence[str], findings: list[Finding]) -
     """Tensors of each file whose header is right; the others are findings."""
     headers = {}
     for file in files:
-        path = folder / file
-        if not path.is_file() or (path.is_symlink() and not _stays(path, folder)):
-            continue  # said already
         try:
-            headers[file] = read_header(path)
+            headers[file] = read_header(folder / file)
         except SurgeryError as error:
             findings.append(of_error("fault", "shard", file, error))
+            continue
+        absurd = next(filter(ABSURD.search, headers[file]), None)
+        if absurd is not None:
+            what = f"a tensor is numbered beyond any layer ({absurd[:SHOWN_LETTERS]!r})"
+            findings.append(Finding("fault", "shard", file, what, "Do not use this model unless you know why."))
+            del headers[file]
     return headers
 
 
@@ -263,5 +276,5 @@ def _beside(names: Sequence[str], files: Sequence[str]) -> list[Finding]:
         ("code", code, "code of the model's own; it is never run"),
     ):
         if some:
-            findings.append(Finding("note", kind, in_words(some), what, "Nothing."))
+            findings.append(Finding("note", kind, in_words(some), what, ""))
     return findings

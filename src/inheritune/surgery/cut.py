@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from transformers.modeling_utils import PreTrainedModel
 
 from inheritune.errors import SurgeryError
 from inheritune.surgery.anatomy import Anatomy, find_layers
@@ -90,6 +91,22 @@ def plan_cut(weights: Weights, layers: int | str | Sequence[int], dtype: str | t
     if any(piece.dtype != piece.source.dtype for piece in pieces):
         notes.append(f"floating tensors converted to {word}; each hash is that of the converted bytes")
     return Cut(anatomy, selection, child_config, pieces, origins, tuple(notes))
+
+
+def cut_config(config: Mapping[str, Any], parent: PreTrainedModel, depth: int) -> tuple[dict[str, Any], list[str]]:
+    """The config of a child with the first layers, and notes, where files are not asked.
+
+    Args:
+        config: the reference's config.json.
+        parent: its model on device meta.
+        depth: kept layers.
+
+    Raises:
+        SurgeryError: the child's class would not be the reference's with fewer layers.
+    """
+    shapes = {name: tuple(tensor.shape) for name, tensor in parent.state_dict().items()}
+    full: dict[str, Any] = parent.config.to_dict()
+    return _child_config(config, full, shapes, find_layers(parent), range(depth))
 
 
 def _child_config(

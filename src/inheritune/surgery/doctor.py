@@ -36,7 +36,14 @@ from inheritune.surgery.mending import (
 )
 from inheritune.surgery.tensor_file import FLOATS, NotFinite, TensorEntry, chunks
 from inheritune.surgery.tensor_names import LayerNames, find_names, packed_over_depth
-from inheritune.surgery.token_ids import has_tokenizer, judge_special_ids, judge_vocabulary, read_vocabulary
+from inheritune.surgery.token_ids import (
+    TABLE,
+    TOKENIZER,
+    has_tokenizer,
+    judge_special_ids,
+    judge_vocabulary,
+    read_vocabulary,
+)
 
 TRAPS = ("dropout", "pdrop", "drop_rate", "drop_path", "layerdrop", "jitter_noise")
 """Parts of the names of fields that make training draw at random."""
@@ -48,6 +55,9 @@ MENDABLE = frozenset({"depth", "per-layer list", "refused config", "index", "lef
 """Kinds of findings that a repair mends where it is certain how."""
 
 GENERATION = "generation_config.json"
+
+MAX_DEPTH = 10_000
+"""Layers beyond which a config is not believed, and no model is built from it."""
 
 NUMBERED = re.compile(r"^(.*?\.)(\d+)\.")
 """The name of a tensor in a numbered module: what stands before the first number, and the number."""
@@ -168,6 +178,10 @@ def _judge_model(contents: Contents) -> _Judged:
         read_config(contents.folder)
     except SurgeryError as error:
         return _judge_unknown(error, stated, name, tensors)
+    if stated is not None and stated > MAX_DEPTH:
+        what = f"says {stated} layers, which no model has"
+        absurd = Finding("fault", "absurd depth", f"{CONFIG}: {name}", what, "Copy config.json of the model again.")
+        return _Judged([absurd], stated)
     model, anatomy, refusal = _build(config)
     if anatomy is not None:
         stated, name = anatomy.depth, anatomy.depth_field
@@ -186,11 +200,14 @@ def _judge_model(contents: Contents) -> _Judged:
         return judged
     if config.get("quantization_config"):
         what = "quantised: its tensors are the quantiser's, and are not compared with the class one by one"
-        note = Finding("note", "quantised", f"{CONFIG}: quantization_config", what, "Nothing.")
+        note = Finding("note", "quantised", f"{CONFIG}: quantization_config", what, "")
         return replace(judged, findings=[*findings, note])
     fit = None
     if model is None or lists or (held is not None and held.depth != stated):
-        fit = _fit_mended(config, deeper_depths(text, stated, None if held is None else held.depth), tensors)
+        depths = deeper_depths(text, stated, None if held is None else held.depth)
+        fit, reason = (None, None) if name is None else _fit_mended(config, name, depths, tensors)
+        if reason is not None:
+            judged = replace(judged, findings=[*findings, of_error("note", "mend", CONFIG, reason)])
     if fit is None and model is not None:
         fit = _fit_as_it_is(model, config, text, layer_names, tensors)
     return judged if fit is None else _judge_fit(judged, fit, text, layer_names, contents)
@@ -285,16 +302,18 @@ def _fit_as_it_is(
     return _Fit(config, tensors, loading, num_rows)
 
 
-def _fit_mended(config: Mapping[str, Any], depths: Sequence[int], tensors: Mapping[str, TensorEntry]) -> _Fit | None:
-    """How the tensors load under a config that is cut to their depth; None where no such config can be made."""
-    first = None
+def _fit_mended(
+    config: Mapping[str, Any], depth_name: str, depths: Sequence[int], tensors: Mapping[str, TensorEntry]
+) -> tuple[_Fit | None, SurgeryError | None]:
+    """How the tensors load under a config that is cut to their depth, or why no such config can be made."""
+    first = reason = None
     for deeper in depths:
         try:
-            mended, anatomy = mend(config, deeper, tensors)
-            behind = set(prediction_tensors(tensors, find_names(tensors, anatomy), mended.depth))
-            model = build_on_meta(build_config(mended.config))
-        except SurgeryError:
+            mended, layer_names, model = mend(config, depth_name, deeper, tensors)
+        except SurgeryError as error:
+            reason = reason or error
             continue
+        behind = set(prediction_tensors(tensors, layer_names, mended.depth))
         num_rows = _num_rows(model)
         kept = {name: entry for name, entry in tensors.items() if name not in behind}
         loading = compare(model, kept)
@@ -308,9 +327,9 @@ def _fit_mended(config: Mapping[str, Any], depths: Sequence[int], tensors: Mappi
             loading = compare(build_on_meta(build_config(mended.config)), cut)
         fit = _Fit(mended.config, kept, loading, num_rows, mended.depth, leading, mended.notes)
         if loading.is_exact:
-            return fit
+            return fit, None
         first = first or fit
-    return first
+    return first, None if first else reason
 
 
 def _judge_unknown(error: SurgeryError, stated: int | None, name: str | None, tensors: Iterable[str]) -> _Judged:
@@ -431,7 +450,7 @@ def judge_loading(loading: Loading, depth: int | None) -> list[Finding]:
         findings.append(Finding("fault", "missing", name, what, "Copy the missing weights again."))
     if loading.unread:
         what = f"{_count(loading.unread)} that transformers does not read: old buffers, or prediction layers"
-        findings.append(Finding("note", "unread", in_words(loading.unread), what, "Nothing."))
+        findings.append(Finding("note", "unread", in_words(loading.unread), what, ""))
     if loading.unpublished:
         what = f"{_count(loading.unpublished)} named as in transformers' classes, and not as in published files"
         advice = "For other programs, load it with transformers and call save_pretrained on a new folder."
@@ -508,24 +527,23 @@ def _judge_tokens(contents: Contents, num_rows: int | None) -> list[Finding]:
     findings = []
     vocabulary = None
     try:
-        vocabulary = read_vocabulary(contents.folder)
+        vocabulary = read_vocabulary(contents.folder, contents.names)
     except ValueError as error:
-        findings.append(
-            Finding("fault", "tokenizer", str(error).split(":")[0], f"cannot be read ({error})", "Copy it again.")
-        )
+        where = next(name for name in (TOKENIZER, TABLE) if name in contents.names)
+        findings.append(Finding("fault", "tokenizer", where, f"cannot be read ({error})", "Copy it again."))
     else:
-        if vocabulary is None and not has_tokenizer(contents.folder):
+        if vocabulary is None and not has_tokenizer(contents.names):
             what = "no tokenizer: the model can be loaded, and no text can be given to it"
             advice = "Copy the tokenizer files of the model that it comes from."
-            findings.append(Finding("warning", "tokenizer", "tokenizer.json", what, advice))
+            findings.append(Finding("warning", "tokenizer", TOKENIZER, what, advice))
     if vocabulary is not None and num_rows is not None:
         findings += judge_vocabulary(vocabulary, num_rows)
     if contents.config is not None:
         findings += judge_special_ids(CONFIG, text_config(contents.config), num_rows, vocabulary)
-    path = contents.folder / GENERATION
-    if path.is_file():
+    if GENERATION in contents.names:
         try:
-            findings += judge_special_ids(GENERATION, dict(read_json(path)), num_rows, vocabulary)
+            generation = dict(read_json(contents.folder / GENERATION))
+            findings += judge_special_ids(GENERATION, generation, num_rows, vocabulary)
         except (ValueError, TypeError, RecursionError, OSError) as error:
             findings.append(Finding("fault", "config", GENERATION, f"is not JSON ({error})", "Copy it again."))
     return findings

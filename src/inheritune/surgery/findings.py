@@ -27,7 +27,7 @@ class Finding:
         kind: what it is about, in one or two words that stay the same: ``depth``, ``per-layer list``, ``missing``, ...
         where: file, and field or tensor in it.
         what: what is so, with the values.
-        next: what to do or type.
+        next: what to do or type; empty where nothing is to be done.
         is_mendable: whether ``repair`` mends it, and is certain how.
     """
 

@@ -7,17 +7,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from transformers import CONFIG_MAPPING
+from transformers.modeling_utils import PreTrainedModel
 
 from inheritune.errors import SurgeryError
-from inheritune.surgery.anatomy import DEPTH_FIELDS, TEXT_CONFIGS, Anatomy, find_layers
+from inheritune.surgery.anatomy import DEPTH_FIELDS, TEXT_CONFIGS, find_layers
 from inheritune.surgery.config_edit import (
     DEPTH_COPIES,
     INDEX_LISTS,
     PER_LAYER_DICTS,
     PER_LAYER_LISTS,
     PREDICTION_LAYERS,
-    edit_config,
 )
+from inheritune.surgery.cut import cut_config
 from inheritune.surgery.folder import build_config, build_on_meta
 from inheritune.surgery.tensor_names import PREDICTION_TENSOR, LayerNames, find_names
 
@@ -137,31 +138,36 @@ def deeper_depths(text: Mapping[str, Any], stated: int | None, held: int | None)
     return list(dict.fromkeys(depth for depth in depths if depth))
 
 
-def mend(config: Mapping[str, Any], deeper: int, names: Collection[str]) -> tuple[Mended, Anatomy]:
+def mend(
+    config: Mapping[str, Any], depth_name: str, deeper: int, names: Collection[str]
+) -> tuple[Mended, LayerNames, PreTrainedModel]:
     """The config cut to the layers that the files hold, as if it were that of a deeper model.
 
     Args:
         config: config.json of the folder.
+        depth_name: field that states the depth.
         deeper: depth of the model that the config was of.
         names: of the files' tensors.
 
+    Returns:
+        The new config, how the files spell the layers, and the new config's model on device meta.
+
     Raises:
-        SurgeryError: the config is not of that depth, or the files hold more layers.
+        SurgeryError: the config is not of that depth, or cannot state the files' layers.
     """
     reference = copy.deepcopy(dict(config))
     text = text_config(reference)
-    field = depth_field(text) or DEPTH_FIELDS[0]
-    stated = text.get(field)
-    for name in {field, *DEPTH_FIELDS, *DEPTH_COPIES} & set(text):
+    stated = text.get(depth_name)
+    for name in {depth_name, *DEPTH_FIELDS, *DEPTH_COPIES} & set(text):
         if text[name] == stated:
             text[name] = deeper
-    text[field] = deeper
-    reference_config = build_config(reference)
-    anatomy = find_layers(build_on_meta(reference_config))
+    parent = build_on_meta(build_config(reference))
+    anatomy = find_layers(parent)
     if anatomy.depth != deeper:
-        raise SurgeryError(f"{anatomy.depth_field} does not state the depth of this model. Mend config.json by hand.")
-    held = held_layers(names, find_names(names, anatomy), deeper, prediction_depth(text))
+        raise SurgeryError(f"{depth_name} does not state the depth of this model. Mend config.json by hand.")
+    layer_names = find_names(names, anatomy)
+    held = held_layers(names, layer_names, deeper, prediction_depth(text))
     if not 1 <= held.depth <= deeper:
         raise SurgeryError(f"the files hold {held.depth} layers, more than {deeper}. Mend config.json by hand.")
-    edited, notes = edit_config(reference, reference_config.to_dict(), anatomy, range(held.depth))
-    return Mended(edited, held.depth, deeper, notes), anatomy
+    edited, notes = cut_config(reference, parent, held.depth)
+    return Mended(edited, held.depth, deeper, tuple(notes)), layer_names, build_on_meta(build_config(edited))

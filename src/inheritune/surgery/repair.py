@@ -8,13 +8,15 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from inheritune.errors import SurgeryError
 from inheritune.runs import new_folder, require_space, write_json
 from inheritune.surgery.contents import CONFIG, Contents
 from inheritune.surgery.doctor import MENDABLE, Examination, Mend, diagnose, examine
-from inheritune.surgery.findings import Diagnosis
+from inheritune.surgery.findings import Diagnosis, Finding, in_order, in_words
 from inheritune.surgery.folder import INDEX, WEIGHTS, encode_floats, load_model
+from inheritune.surgery.mending import text_config
 from inheritune.surgery.proof import fits_in_memory
 from inheritune.surgery.tensor_file import Piece, TensorEntry, write_file
 from inheritune.surgery.transplant import copy_companions
@@ -55,7 +57,34 @@ def repair(folder: str | Path, out: str | Path) -> Diagnosis:
             )
         if not mend.config.get("quantization_config") and fits_in_memory(list(mend.tensors.values())):
             load_model(new)
-    return replace(diagnosis, folder=str(out))
+    done = [*_config_changes(contents.config or {}, mend), *_weight_changes(contents, mend)]
+    return replace(diagnosis, folder=str(out), findings=in_order([*diagnosis.findings, *done]))
+
+
+def _config_changes(before: Mapping[str, Any], mend: Mend) -> list[Finding]:
+    """What was changed in the config, as notes."""
+    old, new = text_config(before), text_config(mend.config)
+    changed = [(name, old.get(name), value) for name, value in new.items() if old.get(name) != value]
+    notes = [
+        Finding("note", "mended", f"{CONFIG}: {name}", f"{_brief(was)} before, {_brief(now)} now", "")
+        for name, was, now in changed
+    ]
+    if any(isinstance(now, list) and len(set(map(str, now))) > 1 for _, _, now in changed):
+        what = "the layers of the files are taken to be the first ones of the model that the config was of"
+        notes.append(Finding("note", "mended", CONFIG, what, "If they are others of its layers, cut it anew."))
+    return notes
+
+
+def _brief(value: Any) -> str:
+    """A config value in a few letters."""
+    return f"{len(value)} entries" if isinstance(value, list | dict) else repr(value)
+
+
+def _weight_changes(contents: Contents, mend: Mend) -> list[Finding]:
+    """What was dropped from the weights or cut, as notes."""
+    dropped = sorted(set(contents.tensors) - set(mend.tensors))
+    notes = [(dropped, "dropped"), (sorted(mend.leading), "cut to the leading part, of the layers that are there")]
+    return [Finding("note", "mended", in_words(names), what, "") for names, what in notes if names]
 
 
 def _check_target(target: Path, folder: Path) -> None:
@@ -73,7 +102,8 @@ def _refusal(examination: Examination) -> str:
     beyond = [finding for finding in faults if finding.kind not in MENDABLE] or list(faults)
     if not beyond:
         return f"{folder} has nothing to mend. Use it as it is."
-    first = beyond[0]
+    reasons = [finding for finding in examination.diagnosis.findings if finding.kind == "mend"]
+    first = (reasons or beyond)[0]
     more = f" (and {len(beyond) - 1} more)" if len(beyond) > 1 else ""
     what = f"{first.where}: {first.what}{more}. {first.next}"
     return f"{folder} is not repaired, since it is not certain what is right: {what}"

@@ -1,13 +1,16 @@
 """Whether a folder's tokenizer and special tokens fit its model, from the files alone."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from inheritune.runs import read_json
 from inheritune.surgery.findings import Finding
 from inheritune.surgery.transplant import TOKENIZER_FILES
+
+TOKENIZER, TABLE, ADDED = "tokenizer.json", "vocab.json", "added_tokens.json"
 
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "decoder_start_token_id")
 
@@ -26,38 +29,35 @@ class Vocabulary:
         return self.ordinary | self.added
 
 
-def has_tokenizer(folder: Path) -> bool:
-    """Whether there is a tokenizer of any kind."""
-    return any(path.is_file() for pattern in TOKENIZER_FILES for path in folder.glob(pattern))
+def has_tokenizer(names: Iterable[str]) -> bool:
+    """Whether one of the files is a tokenizer of any kind."""
+    return any(fnmatch(name, pattern) for name in names for pattern in TOKENIZER_FILES)
 
 
-def read_vocabulary(folder: Path) -> Vocabulary | None:
+def read_vocabulary(folder: Path, names: Collection[str]) -> Vocabulary | None:
     """The ids of ``tokenizer.json``, or of ``vocab.json`` with ``added_tokens.json``; None where neither is there.
+
+    Args:
+        folder: of the model.
+        names: of its files that may be read.
 
     Raises:
         ValueError: the file is there and is not one.
     """
-    for read, file in ((_of_tokenizer, "tokenizer.json"), (_of_table, "vocab.json")):
-        if (folder / file).is_file():
-            try:
-                return read(folder, file)
-            except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
-                raise ValueError(f"{file}: {type(error).__name__}: {error}") from error
+    try:
+        if TOKENIZER in names:
+            value = read_json(folder / TOKENIZER)
+            table = value["model"].get("vocab", {})
+            ordinary = table.values() if isinstance(table, dict) else range(len(table))
+            added = [token["id"] for token in value.get("added_tokens") or []]
+            return Vocabulary(TOKENIZER, frozenset(map(int, ordinary)), frozenset(map(int, added)))
+        if TABLE in names:
+            ordinary = read_json(folder / TABLE).values()
+            added = list(read_json(folder / ADDED).values()) if ADDED in names else []
+            return Vocabulary(TABLE, frozenset(map(int, ordinary)), frozenset(map(int, added)))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from error
     return None
-
-
-def _of_tokenizer(folder: Path, file: str) -> Vocabulary:
-    value = read_json(folder / file)
-    table = value["model"].get("vocab", {})
-    ordinary = table.values() if isinstance(table, dict) else range(len(table))
-    added = [token["id"] for token in value.get("added_tokens") or []]
-    return Vocabulary(file, frozenset(map(int, ordinary)), frozenset(map(int, added)))
-
-
-def _of_table(folder: Path, file: str) -> Vocabulary:
-    ordinary = read_json(folder / file).values()
-    added = read_json(folder / "added_tokens.json").values() if (folder / "added_tokens.json").is_file() else ()
-    return Vocabulary(file, frozenset(map(int, ordinary)), frozenset(map(int, added)))
 
 
 def judge_vocabulary(vocabulary: Vocabulary, num_rows: int) -> list[Finding]:
