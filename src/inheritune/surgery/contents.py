@@ -116,8 +116,8 @@ def _read_config(folder: Path, findings: list[Finding]) -> dict[str, Any] | None
 
 def _weight_files(
     folder: Path, names: Sequence[str], findings: list[Finding]
-) -> tuple[list[str], Mapping[str, Any] | None]:
-    """The weight files of the model, and what the index says of each tensor, where there is one that holds."""
+) -> tuple[list[str], Mapping[str, str] | None]:
+    """The weight files of the model, and tensor name -> file as the index says (empty for what is no file of here)."""
     present = [name for name in names if name.endswith(".safetensors")]
     if WEIGHTS in present:
         if INDEX in names:
@@ -167,7 +167,7 @@ def _weight_files(
                 "Download or copy the missing files again.",
             )
         )
-    return shards, said
+    return shards, {name: file if _is_plain(file) else "" for name, file in said.items()}
 
 
 def _is_plain(file: Any) -> bool:
@@ -240,7 +240,7 @@ def _union(headers: Mapping[str, Mapping[str, TensorEntry]], findings: list[Find
 
 
 def _check_index(
-    said: Mapping[str, Any], headers: Mapping[str, Mapping[str, TensorEntry]], findings: list[Finding]
+    said: Mapping[str, str], headers: Mapping[str, Mapping[str, TensorEntry]], findings: list[Finding]
 ) -> None:
     """Compare what the index says with what the files hold."""
     held = {name: file for file, header in headers.items() for name in header}
