@@ -15,6 +15,7 @@ from torch import nn
 from transformers.modeling_utils import PreTrainedModel
 
 from inheritune.errors import SurgeryError
+from inheritune.surgery.exceptions import OBSTACLES
 from inheritune.surgery.folder import build_config, build_on_meta, read_config
 
 DEPTH_FIELDS = ("num_hidden_layers", "decoder_layers", "num_decoder_layers", "n_layer", "n_layers", "num_layers")
@@ -83,12 +84,18 @@ def find_layers(model: PreTrainedModel) -> Anatomy:
         if len(paths) > 1:
             raise SurgeryError(
                 f"{name!r} keeps parallel lists of {depth} modules ({', '.join(paths)}), so no single list is its "
-                "layers. It cannot be cut; name another model."
+                f"layers. It cannot be cut{_because(text)}; name another model."
             )
     raise SurgeryError(
         f"{name!r} has no list of layers of the depth its config states ({stated or 'none stated'}), so its layers "
-        "cannot be told apart (looped, nested or irregular stacks). It cannot be cut; name another model."
+        f"cannot be told apart. It cannot be cut{_because(text)}; name another model."
     )
+
+
+def _because(text: Any) -> str:
+    """The known reason why this type cannot be cut, where there is one."""
+    obstacle = OBSTACLES.get(text.model_type)
+    return f": {obstacle.reason}" if obstacle else ""
 
 
 def _lists_of_length(model: nn.Module, depth: int) -> list[str]:

@@ -15,11 +15,28 @@ from transformers.modeling_utils import PreTrainedModel
 
 from inheritune.errors import SurgeryError
 from inheritune.surgery.anatomy import Anatomy, find_layers
-from inheritune.surgery.config_edit import PREDICTION_LAYERS, edit_config, edit_text_config
-from inheritune.surgery.folder import Weights, build_config, build_on_meta, limits, read_config, unread_patterns
+from inheritune.surgery.config_edit import edit_config, edit_text_config
+from inheritune.surgery.exceptions import (
+    LEAST_DEPTHS,
+    OBSTACLES,
+    PERIOD_FIELDS,
+    PREDICTION_LAYERS,
+    is_of_dropped_hybrid,
+    packed_over_depth,
+)
+from inheritune.surgery.folder import (
+    Weights,
+    build_config,
+    build_on_meta,
+    limits,
+    module_names,
+    read_config,
+    unread_patterns,
+)
+from inheritune.surgery.layer_maths import changed_settings
 from inheritune.surgery.selection import is_prefix, parse_selection
 from inheritune.surgery.tensor_file import FLOATS, Piece, TensorEntry
-from inheritune.surgery.tensor_names import check_shapes, find_names, map_names, packed_over_depth
+from inheritune.surgery.tensor_names import LayerNames, check_shapes, find_names, map_names
 
 Shapes = Mapping[str, Sequence[int]]
 
@@ -54,17 +71,16 @@ def plan_cut(weights: Weights, layers: int | str | Sequence[int], dtype: str | t
     parent = build_on_meta(parent_config)
     anatomy = find_layers(parent)
     selection = parse_selection(layers, anatomy.depth)
-    shapes = {name: tuple(tensor.shape) for name, tensor in parent.state_dict().items()}
     full = parent_config.to_dict()
     try:
-        child_config, notes = _child_config(config, full, shapes, anatomy, selection)
+        sketch = _sketch(config, full, parent, anatomy, selection)
     except SurgeryError as error:
-        raise SurgeryError(f"{error} {_advice(config, full, shapes, anatomy, selection)}") from error
-
+        raise SurgeryError(f"{error} {_advice(config, full, parent, anatomy, selection)}") from error
+    child_config, notes = sketch.config, list(sketch.notes)
     layer_names = find_names(weights.tensors, anatomy)
     origins, dropped = map_names(weights.tensors, layer_names, anatomy, selection)
     ignored = unread_patterns(parent)
-    unused = _unused(origins, shapes, layer_names.module_name, ignored)
+    unused = _unused(origins, _shapes(parent), layer_names.module_name, ignored)
     if dropped:
         declared = any(anatomy.text_config(full).get(name) for name in PREDICTION_LAYERS)
         if not declared and not all(_matches(layer_names.module_name(name), ignored) for name in dropped):
@@ -75,7 +91,12 @@ def plan_cut(weights: Weights, layers: int | str | Sequence[int], dtype: str | t
         notes.append(f"{len(dropped)} tensors of multi-token prediction layers are dropped (first: {dropped[0]})")
     if unused:
         notes.append(f"{len(unused)} tensors that {anatomy.model_type} does not read are dropped (first: {unused[0]})")
-    origins = {name: source for name, source in origins.items() if name not in set(unused)}
+    origins = {
+        name: source
+        for name, source in origins.items()
+        if name not in set(unused) and not is_of_dropped_hybrid(name, sketch.text)
+    }
+    _check_places(origins, parent, sketch.model, anatomy, selection)
     word = _dtype_word(dtype, config)
     may_be_infinite = limits(parent)
     pieces = tuple(
@@ -85,15 +106,21 @@ def plan_cut(weights: Weights, layers: int | str | Sequence[int], dtype: str | t
         )
         for name, source in origins.items()
     )
+    zeros = _zeros(sketch, layer_names, pieces)
+    pieces += zeros
     if word:
         child_config.pop("torch_dtype", None)
         child_config["dtype"] = str(FLOATS[word]).removeprefix("torch.")
-    if any(piece.dtype != piece.source.dtype for piece in pieces):
+    if zeros:
+        notes.append(f"{', '.join(piece.name for piece in zeros)}: zeros, which the class wants in its last layer")
+    if any(piece.source is not None and piece.dtype != piece.source.dtype for piece in pieces):
         notes.append(f"floating tensors converted to {word}; each hash is that of the converted bytes")
     return Cut(anatomy, selection, child_config, pieces, origins, tuple(notes))
 
 
-def cut_config(config: Mapping[str, Any], parent: PreTrainedModel, depth: int) -> tuple[dict[str, Any], list[str]]:
+def cut_config(
+    config: Mapping[str, Any], parent: PreTrainedModel, depth: int
+) -> tuple[dict[str, Any], tuple[str, ...]]:
     """The config of a child with the first layers, and notes, where files are not asked.
 
     Args:
@@ -104,41 +131,149 @@ def cut_config(config: Mapping[str, Any], parent: PreTrainedModel, depth: int) -
     Raises:
         SurgeryError: the child's class would not be the reference's with fewer layers.
     """
-    shapes = {name: tuple(tensor.shape) for name, tensor in parent.state_dict().items()}
-    full: dict[str, Any] = parent.config.to_dict()
-    return _child_config(config, full, shapes, find_layers(parent), range(depth))
+    sketch = _sketch(config, parent.config.to_dict(), parent, find_layers(parent), range(depth))
+    return sketch.config, sketch.notes
 
 
-def _child_config(
-    config: Mapping[str, Any], full: Mapping[str, Any], shapes: Shapes, anatomy: Anatomy, layers: Sequence[int]
-) -> tuple[dict[str, Any], list[str]]:
-    """The child's config dict and notes, after both were built and compared.
+@dataclass(frozen=True)
+class _Sketch:
+    """A child without its weights: the config to be written, notes, the model on device meta, its own text config, and
+    the module tensors that are zeros in it."""
+
+    config: dict[str, Any]
+    notes: tuple[str, ...]
+    model: PreTrainedModel
+    text: Mapping[str, Any]
+    zeros: Mapping[str, tuple[int, ...]]
+
+
+def _sketch(
+    config: Mapping[str, Any],
+    full: Mapping[str, Any],
+    parent: PreTrainedModel,
+    anatomy: Anatomy,
+    layers: Sequence[int],
+) -> _Sketch:
+    """The child's config and model, after both models were built and compared.
 
     Args:
         config: the reference's config.json.
         full: every field that transformers makes of it.
-        shapes: tensor name -> shape of the reference's class.
+        parent: the reference on device meta.
         anatomy: where the layers are.
         layers: kept layers.
 
     Raises:
-        SurgeryError: the child's class would not be the reference's with fewer layers.
+        SurgeryError: the child's class would not be the reference's with fewer layers; gives the reason.
     """
-    edited, notes = edit_config(config, full, anatomy, layers)
-    child_config = build_config(edited)
-    expected = copy.deepcopy(anatomy.text_config(full))
-    edit_text_config(expected, anatomy, layers)
-    found = anatomy.text_config(child_config.to_dict())
-    differing = sorted(name for name in expected if _plain(expected[name]) != _plain(found.get(name)))
-    if differing:
-        name = differing[0]
-        raise SurgeryError(
-            f"{anatomy.model_type!r} cannot be cut exactly to the layers {_in_words(layers)}: transformers turns "
-            f"{name} into {found.get(name)!r}, and the kept layers need {expected[name]!r}."
-        )
-    child = build_on_meta(child_config)
-    check_shapes(shapes, {name: tuple(tensor.shape) for name, tensor in child.state_dict().items()}, anatomy, layers)
-    return edited, list(notes)
+    full_text = anatomy.text_config(full)
+    try:
+        if len(layers) < LEAST_DEPTHS.get(anatomy.model_type, 1):
+            raise SurgeryError(f"{anatomy.model_type!r} cannot be cut to {len(layers)} layers.")
+        edited, notes = edit_config(config, full, anatomy, layers)
+        child_config = build_config(edited)
+        expected = copy.deepcopy(full_text)
+        edit_text_config(expected, anatomy, layers)
+        found = anatomy.text_config(child_config.to_dict())
+        differing = sorted(name for name in full_text if _plain(expected[name]) != _plain(found.get(name)))
+        if differing:
+            name = differing[0]
+            raise SurgeryError(
+                f"{anatomy.model_type!r} cannot be cut exactly to the layers {_in_words(layers)}: transformers turns "
+                f"{name} into {found.get(name)!r}, and the kept layers need {expected[name]!r}."
+            )
+        child = build_on_meta(child_config)
+        zeros = check_shapes(_shapes(parent), _shapes(child), anatomy, layers, found)
+        changed = _check_maths(parent, child, anatomy, layers)
+    except SurgeryError as error:
+        obstacle = OBSTACLES.get(str(full_text.get("model_type")))
+        if obstacle:
+            raise SurgeryError(f"{error} The reason: {obstacle.reason}.") from error
+        periods = [name for name in PERIOD_FIELDS if type(full_text.get(name)) is int and full_text[name] > 1]
+        if periods and not is_prefix(layers):
+            raise SurgeryError(
+                f"{error} The config states the kind of a layer by its index ({periods[0]} = {full_text[periods[0]]}); "
+                "choose a prefix: a number of layers."
+            ) from error
+        raise
+    return _Sketch(edited, (*notes, *changed), child, found, zeros)
+
+
+def _shapes(model: PreTrainedModel) -> dict[str, tuple[int, ...]]:
+    """Module tensor name -> shape."""
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def _check_maths(
+    parent: PreTrainedModel, child: PreTrainedModel, anatomy: Anatomy, layers: Sequence[int]
+) -> tuple[str, ...]:
+    """Notes on what moved layers compute otherwise than they did.
+
+    Raises:
+        SurgeryError: a layer is of another kind than it was, or layers of a prefix compute something else.
+    """
+    if not is_prefix(layers):
+        shared = [name for name in parent.all_tied_weights_keys if name.startswith(f"{anatomy.path}.")]
+        if shared:
+            raise SurgeryError(
+                f"layers of {anatomy.model_type!r} share tensors ({shared[0]}), which are stored with the first of "
+                "them, so that only first layers can be kept. Choose a prefix: a number of layers."
+            )
+    changed = changed_settings(parent, child, anatomy, layers)
+    for path, had, has in changed:
+        if is_prefix(layers) or isinstance(had, bool | str) or isinstance(has, bool | str):
+            raise SurgeryError(
+                f"{anatomy.model_type!r} cannot be cut exactly to the layers {_in_words(layers)}: {path} would be "
+                f"{has!r}, and is {had!r} in the reference."
+            )
+    if not changed:
+        return ()
+    names = sorted({path.rpartition(".")[2] for path, _, _ in changed})
+    path, had, has = changed[0]
+    return (
+        f"moved layers do not compute what they did, since this depends on their index: {', '.join(names)} "
+        f"({path} is {has!r}, was {had!r})",
+    )
+
+
+def _check_places(
+    origins: Mapping[str, str],
+    parent: PreTrainedModel,
+    child: PreTrainedModel,
+    anatomy: Anatomy,
+    layers: Sequence[int],
+) -> None:
+    """Check that transformers loads every tensor of the child's files to where its source belongs.
+
+    What has no place in the reference's own class is the reference's affair (scales of quantised weights).
+
+    Raises:
+        SurgeryError: a tensor would be lost or go elsewhere.
+    """
+    place = {old: new for new, old in enumerate(layers)}
+    names = LayerNames(f"{anatomy.path}.", "")
+    sources, found = module_names(parent, origins.values()), module_names(child, origins)
+    known, places = parent.state_dict().keys(), child.state_dict().keys()
+    for name, source in origins.items():
+        module = sources[source]
+        if module not in known:
+            continue
+        index = names.index(module)
+        wanted = module if index is None else names.renumbered(module, place.get(index, -1))
+        if wanted != found[name] or wanted not in places:
+            raise SurgeryError(
+                f"{anatomy.model_type!r} cannot be cut exactly to the layers {_in_words(layers)}: {source!r} is "
+                f"{module} in the reference, and {name!r} would have no such place in the child. "
+                "Load the model with transformers and save it again with save_pretrained."
+            )
+
+
+def _zeros(sketch: _Sketch, layer_names: LayerNames, pieces: Sequence[Piece]) -> tuple[Piece, ...]:
+    """The tensors of zeros that the child's class wants, in the spelling and the dtype of the files."""
+    return tuple(
+        Piece(name.removeprefix(layer_names.absent), None, pieces[0].dtype, shape)
+        for name, shape in sketch.zeros.items()
+    )
 
 
 def _plain(value: Any) -> Any:
@@ -153,12 +288,16 @@ def _in_words(layers: Sequence[int]) -> str:
 
 
 def _advice(
-    config: Mapping[str, Any], full: Mapping[str, Any], shapes: Shapes, anatomy: Anatomy, layers: Sequence[int]
+    config: Mapping[str, Any],
+    full: Mapping[str, Any],
+    parent: PreTrainedModel,
+    anatomy: Anatomy,
+    layers: Sequence[int],
 ) -> str:
     """What to type instead of a refused selection: the nearest number of first layers that can be cut exactly."""
     for depth in sorted(range(1, anatomy.depth), key=lambda depth: (abs(depth - len(layers)), depth)):
         try:
-            _child_config(config, full, shapes, anatomy, range(depth))
+            _sketch(config, full, parent, anatomy, range(depth))
         except SurgeryError:
             continue
         return f"The nearest depth that can be cut exactly is {depth}: --layers {depth}."

@@ -17,6 +17,7 @@ from inheritune.errors import SurgeryError
 from inheritune.runs import read_json
 from inheritune.surgery.anatomy import OTHER_TOWERS, Anatomy, find_layers
 from inheritune.surgery.contents import CONFIG, Contents, read_contents
+from inheritune.surgery.exceptions import packed_over_depth
 from inheritune.surgery.findings import Diagnosis, Finding, in_order, in_words, of_error
 from inheritune.surgery.folder import build_config, build_on_meta, limits, quiet, read_config, resolve
 from inheritune.surgery.loading import Loading, compare
@@ -25,6 +26,7 @@ from inheritune.surgery.mending import (
     deeper_depths,
     depth_field,
     held_layers,
+    leftovers,
     list_lengths,
     mend,
     prediction_depth,
@@ -35,7 +37,7 @@ from inheritune.surgery.mending import (
     without_prediction,
 )
 from inheritune.surgery.tensor_file import FLOATS, NotFinite, TensorEntry, chunks
-from inheritune.surgery.tensor_names import LayerNames, find_names, packed_over_depth
+from inheritune.surgery.tensor_names import LayerNames, find_names
 from inheritune.surgery.token_ids import (
     TABLE,
     TOKENIZER,
@@ -313,7 +315,7 @@ def _fit_mended(
         except SurgeryError as error:
             reason = reason or error
             continue
-        behind = set(prediction_tensors(tensors, layer_names, mended.depth))
+        behind = leftovers(tensors, layer_names, mended.depth, model)
         num_rows = _num_rows(model)
         kept = {name: entry for name, entry in tensors.items() if name not in behind}
         loading = compare(model, kept)

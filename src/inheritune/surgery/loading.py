@@ -8,20 +8,13 @@ one by one) are compared as they would be loaded, without a table of architectur
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import (
-    WeightConverter,
-    WeightRenaming,
-    convert_and_load_state_dict_in_model,
-    rename_source_key,
-    revert_weight_conversion,
-)
+from transformers.core_model_loading import convert_and_load_state_dict_in_model, revert_weight_conversion
 from transformers.modeling_utils import LoadStateDictConfig, PreTrainedModel
 
-from inheritune.surgery.folder import quiet, unread_patterns
+from inheritune.surgery.folder import module_names, quiet, unread_patterns
 from inheritune.surgery.tensor_file import TensorEntry
 
 Shape = tuple[int, ...]
@@ -65,7 +58,7 @@ def compare(model: PreTrainedModel, tensors: Mapping[str, TensorEntry]) -> Loadi
     places = model.state_dict()
     unread = re.compile("|".join(unread_patterns(model)))
     published = set(revert_weight_conversion(model, places))
-    files_of = _file_names(model, mapping, tensors, places)
+    files_of = {module: name for name, module in module_names(model, tensors).items()}
     stand_ins = {name: torch.empty(entry.shape, device="meta") for name, entry in tensors.items()}
     with quiet():
         info, _ = convert_and_load_state_dict_in_model(
@@ -90,17 +83,6 @@ def compare(model: PreTrainedModel, tensors: Mapping[str, TensorEntry]) -> Loadi
         tied_twice=tuple(tied_twice),
         unpublished=tuple(sorted((set(tensors) & set(places)) - published)),
     )
-
-
-def _file_names(
-    model: PreTrainedModel, mapping: list[Any], tensors: Mapping[str, TensorEntry], places: Mapping[str, Any]
-) -> dict[str, str]:
-    """Module tensor name -> the file tensor that is loaded there (one of them, where several are put together)."""
-    renamings = [each for each in mapping if isinstance(each, WeightRenaming)]
-    converters = [each for each in mapping if isinstance(each, WeightConverter)]
-    return {
-        rename_source_key(name, renamings, converters, model.base_model_prefix, places)[0]: name for name in tensors
-    }
 
 
 def _last_line(text: str) -> str:

@@ -11,16 +11,17 @@ from transformers.modeling_utils import PreTrainedModel
 
 from inheritune.errors import SurgeryError
 from inheritune.surgery.anatomy import DEPTH_FIELDS, TEXT_CONFIGS, find_layers
-from inheritune.surgery.config_edit import (
-    DEPTH_COPIES,
-    INDEX_LISTS,
-    PER_LAYER_DICTS,
-    PER_LAYER_LISTS,
-    PREDICTION_LAYERS,
-)
+from inheritune.surgery.config_edit import INDEX_LISTS, ONE_BASED_LISTS, PER_LAYER_DICTS, PER_LAYER_LISTS
 from inheritune.surgery.cut import cut_config
+from inheritune.surgery.exceptions import (
+    PREDICTION_LAYERS,
+    PREDICTION_TENSOR,
+    SECOND_DEPTHS,
+    is_of_dropped_hybrid,
+    layer_beside,
+)
 from inheritune.surgery.folder import build_config, build_on_meta
-from inheritune.surgery.tensor_names import PREDICTION_TENSOR, LayerNames, find_names
+from inheritune.surgery.tensor_names import LayerNames, find_names
 
 
 @dataclass(frozen=True)
@@ -79,9 +80,9 @@ def list_lengths(text: Mapping[str, Any]) -> dict[str, int]:
 def stale_indices(text: Mapping[str, Any], depth: int) -> dict[str, list[int]]:
     """Fields that list or describe layers by index -> those indices that a model of this depth does not have."""
     stale = {}
-    for name in sorted((INDEX_LISTS | PER_LAYER_DICTS) & set(text)):
-        value = text[name]
-        indices = [int(index) for index in value if str(index).isdecimal()] if isinstance(value, list | dict) else []
+    for name in sorted((INDEX_LISTS | ONE_BASED_LISTS | PER_LAYER_DICTS) & set(text)):
+        value = text[name] if isinstance(text[name], list | dict) else []
+        indices = [int(index) - (name in ONE_BASED_LISTS) for index in value if str(index).isdecimal()]
         if beyond := [index for index in indices if index >= depth]:
             stale[name] = beyond
     return stale
@@ -131,6 +132,21 @@ def prediction_tensors(names: Iterable[str], layer_names: LayerNames, depth: int
     ]
 
 
+def leftovers(names: Iterable[str], layer_names: LayerNames, depth: int, model: PreTrainedModel) -> set[str]:
+    """Tensors that a model of this depth has no use for: of prediction layers, and beside layers that are not there.
+
+    Args:
+        names: of the files' tensors.
+        layer_names: how the files spell the layers.
+        depth: layers that are there.
+        model: of this depth, on device meta.
+    """
+    names = list(names)
+    text = model.config.get_text_config(decoder=True).to_dict()
+    beside = [name for name in names if is_of_dropped_hybrid(name, text) or (layer_beside(name) or 0) >= depth]
+    return {*prediction_tensors(names, layer_names, depth), *beside}
+
+
 def deeper_depths(text: Mapping[str, Any], stated: int | None, held: int | None) -> list[int]:
     """Depths that the config may have been of, the likeliest first: of most of its lists, stated, of the files."""
     lengths = Counter(list_lengths(text).values()).most_common(1)
@@ -158,7 +174,7 @@ def mend(
     reference = copy.deepcopy(dict(config))
     text = text_config(reference)
     stated = text.get(depth_name)
-    for name in {depth_name, *DEPTH_FIELDS, *DEPTH_COPIES} & set(text):
+    for name in {depth_name, *DEPTH_FIELDS, *SECOND_DEPTHS} & set(text):
         if text[name] == stated:
             text[name] = deeper
     parent = build_on_meta(build_config(reference))

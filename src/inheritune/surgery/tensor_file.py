@@ -79,11 +79,12 @@ class Piece:
     """One tensor to be written: its name in the new file, where its bytes are, the dtype it is to have.
 
     ``leading`` is the shape it is to have where that is less than the source's: leading rows and columns of a matrix.
+    Without a source it is a constant: zeros of the shape ``leading``.
     ``must_be_finite`` asks for a refusal if a value that is written is NaN or infinite.
     """
 
     name: str
-    source: TensorEntry
+    source: TensorEntry | None
     dtype: str
     leading: tuple[int, ...] | None = None
     must_be_finite: bool = False
@@ -91,7 +92,10 @@ class Piece:
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape in the new file."""
-        return self.source.shape if self.leading is None else self.leading
+        if self.leading is not None:
+            return self.leading
+        assert self.source is not None, "a constant has its shape in leading"
+        return self.source.shape
 
     @property
     def num_bytes(self) -> int:
@@ -212,6 +216,9 @@ def _leading(entry: TensorEntry, shape: tuple[int, ...]) -> Iterator[bytes]:
 
 def content_of(piece: Piece) -> Iterator[bytes]:
     """The bytes the piece has in the new file: its source's own or leading ones, converted where asked."""
+    if piece.source is None:
+        yield bytes(piece.num_bytes)
+        return
     taken = chunks(piece.source) if piece.leading is None else _leading(piece.source, piece.leading)
     if piece.dtype == piece.source.dtype:
         yield from taken
@@ -322,6 +329,8 @@ def _write_tensor(file: BinaryIO, piece: Piece) -> str:
         if piece.must_be_finite:
             not_finite.add(content)
         written += len(content)
+    if piece.source is None:
+        return digest.hexdigest()
     if written != piece.num_bytes:
         raise _damaged(piece.source.file, f"tensor {piece.name!r} gave {written} of {piece.num_bytes} bytes")
     if not_finite.count and piece.dtype != piece.source.dtype:

@@ -7,17 +7,18 @@ layer is the integer behind the layer list's name; everything else is not under 
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from inheritune.errors import SurgeryError
 from inheritune.surgery.anatomy import OTHER_TOWERS, Anatomy
+from inheritune.surgery.exceptions import (
+    PREDICTION_TENSOR,
+    is_of_dropped_hybrid,
+    is_zero_in_child,
+    layer_beside,
+    packed_over_depth,
+)
 from inheritune.surgery.selection import is_prefix
-
-PREDICTION_TENSOR = re.compile(r"^(?:model\.)?mtp(?:_\w+)?\.")
-"""Multi-token prediction layers that are stored beside the layer list."""
-
-
-PACKED_OVER_DEPTH = {"embed_tokens_per_layer": 1, "per_layer_model_projection": 0}
-"""Gemma 3n and 4: one block for each layer in these matrices, along this axis; a prefix keeps the leading blocks."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,13 @@ class LayerNames:
     def index(self, name: str) -> int | None:
         """The layer that a tensor belongs to; None outside the layer list."""
         number = name[len(self.stem) :].split(".", 1)[0] if name.startswith(self.stem) else ""
-        return int(number) if number.isdecimal() else None
+        return int(number) if number.isdecimal() else layer_beside(name)
 
     def renumbered(self, name: str, index: int) -> str:
         """The same tensor's name in layer ``index``."""
+        if (beside := layer_beside(name)) is not None:
+            front, _, number = name.rpartition(".")
+            return f"{front}.{int(number) + index - beside}"
         return f"{self.stem}{index}.{name[len(self.stem) :].split('.', 1)[1]}"
 
     def module_name(self, name: str) -> str:
@@ -103,21 +107,13 @@ def map_names(
     return mapped, tuple(behind)
 
 
-def packed_over_depth(name: str, shape: Sequence[int], depth: int, num_kept: int) -> tuple[int, ...] | None:
-    """The child's shape of a matrix that holds one block for each layer side by side; None for every other tensor."""
-    axis = next((axis for word, axis in PACKED_OVER_DEPTH.items() if f".{word}." in f".{name}"), None)
-    if axis is None or len(shape) != 2 or shape[axis] % depth:
-        return None
-    kept = shape[axis] // depth * num_kept
-    return (kept, shape[1]) if axis == 0 else (shape[0], kept)
-
-
 def check_shapes(
     reference: Mapping[str, Sequence[int]],
     child: Mapping[str, Sequence[int]],
     anatomy: Anatomy,
     layers: Sequence[int],
-) -> None:
+    text: Mapping[str, Any],
+) -> dict[str, tuple[int, ...]]:
     """Check that every tensor of the child's class is a tensor of the reference's, of the same shape.
 
     Args:
@@ -125,14 +121,21 @@ def check_shapes(
         child: the same of the model that the child's config builds.
         anatomy: where the layers are.
         layers: kept layers.
+        text: the child's text config, every field of it.
+
+    Returns:
+        The child's tensors of zeros that the reference lacks: module tensor name -> shape.
 
     Raises:
         SurgeryError: a tensor is missing, left over or of another shape; the first is named.
     """
     module_names = LayerNames(f"{anatomy.path}.", "")
-    expected, _ = map_names(reference, module_names, anatomy, layers)
+    origins, _ = map_names(reference, module_names, anatomy, layers)
+    expected = {name: source for name, source in origins.items() if not is_of_dropped_hybrid(name, text)}
     shapes = {name: _child_shape(source, reference[source], anatomy, layers) for name, source in expected.items()}
-    faults = [f"the child needs {name!r}, which the reference lacks" for name in sorted(set(child) - set(expected))]
+    new = sorted(set(child) - set(expected))
+    zeros = {name: tuple(child[name]) for name in new if is_zero_in_child(anatomy.model_type, name)}
+    faults = [f"the child needs {name!r}, which the reference lacks" for name in new if name not in zeros]
     faults += [
         f"the reference has {name!r}, for which the child has no place" for name in sorted(set(expected) - set(child))
     ]
@@ -142,10 +145,12 @@ def check_shapes(
         if shapes[name] != list(child[name])
     ]
     if faults:
+        kept = f"to {len(layers)} layers" if is_prefix(layers) else f"to the layers {list(layers)}"
         raise SurgeryError(
-            f"{anatomy.model_type!r} cannot be cut exactly from {anatomy.depth} to {len(layers)} layers: {faults[0]}"
+            f"{anatomy.model_type!r} cannot be cut exactly from {anatomy.depth} {kept}: {faults[0]}"
             + (f" (and {len(faults) - 1} more)." if len(faults) > 1 else ".")
         )
+    return zeros
 
 
 def _child_shape(name: str, shape: Sequence[int], anatomy: Anatomy, layers: Sequence[int]) -> list[int]:

@@ -83,15 +83,22 @@ def inherit(
         if verify:
             _check_bytes(new, hashes)
         difference = None if expected is None else _compare(expected, new, cut)
-        if verify and expected is None and not quantised and fits_in_memory([piece.source for piece in cut.pieces]):
+        sources = [piece.source for piece in cut.pieces if piece.source]
+        if verify and expected is None and not quantised and fits_in_memory(sources):
             load_model(new)
-        operations: dict[str, Operation] = {piece.name: "slice" if piece.leading else "copy" for piece in cut.pieces}
+        operations: dict[str, Operation] = {
+            piece.name: "constant" if piece.source is None else "slice" if piece.leading else "copy"
+            for piece in cut.pieces
+        }
         certificate = Certificate(
             kind="bytes" if difference is None else "prefix",
             reference=str(reference),
             layers=cut.layers,
             max_abs_difference=difference,
-            tensors={name: TensorOrigin(cut.origins[name], operations[name], hashes[name]) for name in sorted(hashes)},
+            tensors={
+                name: TensorOrigin(cut.origins.get(name, "0"), operations[name], hashes[name])
+                for name in sorted(hashes)
+            },
             notes=tuple(notes),
         )
         certificate.save(new)
@@ -142,7 +149,7 @@ def _obstacle(cut: Cut, weights: Weights, verify: bool, quantised: bool) -> str 
 
 def _is_lossy(piece: Piece) -> bool:
     """Whether the new dtype, or float32 in the comparison, cannot hold every value of the old one."""
-    if piece.dtype == piece.source.dtype:
+    if piece.source is None or piece.dtype == piece.source.dtype:
         return False
     old, new = FLOATS[piece.source.dtype], FLOATS[piece.dtype]
     return torch.promote_types(old, new) != new
@@ -150,7 +157,9 @@ def _is_lossy(piece: Piece) -> bool:
 
 def _write_weights(folder: Path, pieces: Sequence[Piece], max_shard_bytes: int) -> dict[str, str]:
     """Write the weight files (and their index, where there are several); gives tensor name -> SHA-256."""
-    shards = split_shards(sorted(pieces, key=lambda piece: (piece.source.file, piece.source.begin)), max_shard_bytes)
+    copied = [(piece.source.file, piece.source.begin, piece) for piece in pieces if piece.source]
+    ordered = [piece for *_, piece in sorted(copied, key=lambda each: each[:2])]
+    shards = split_shards([*ordered, *(piece for piece in pieces if piece.source is None)], max_shard_bytes)
     if len(shards) == 1:
         return write_file(folder / WEIGHTS, shards[0])
     hashes: dict[str, str] = {}

@@ -78,6 +78,8 @@ def load(folder: Path) -> PreTrainedModel:
         raise ValueError(f"{faults}")
     if hasattr(model, "set_default_language"):
         model.set_default_language("en_XX")
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = tensor.data.clone()  # out of the file's own alignment, which decides how products are rounded
     loaded: PreTrainedModel = model.eval()
     return loaded
 
@@ -121,7 +123,8 @@ def run(model: PreTrainedModel, path: str) -> tuple[list[Tensor], Tensor]:
     hidden: list[Tensor] = []
 
     def keep(_module: nn.Module, _given: Any, output: Any) -> None:
-        hidden.append((output if isinstance(output, Tensor) else output[0]).clone())
+        streams = [output] if isinstance(output, Tensor) else [each for each in output if isinstance(each, Tensor)]
+        hidden.append(torch.cat([each.flatten().float() for each in streams]))
 
     ids = torch.randint(200, (BATCH, POSITIONS), generator=torch.Generator().manual_seed(3))
     handles = [layer.register_forward_hook(keep) for layer in model.get_submodule(path)]
