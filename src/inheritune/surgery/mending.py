@@ -116,7 +116,8 @@ def held_layers(names: Iterable[str], layer_names: LayerNames, stated: int, num_
         stated: depth that the config states.
         num_predicting: layers behind the stated depth that are no decoder layers.
     """
-    indices = {index for name in names if (index := layer_names.index(name)) is not None}
+    inside = [name for name in names if layer_beside(name) is None]
+    indices = {index for name in inside if (index := layer_names.index(name)) is not None}
     run = next(index for index in range(len(indices) + 1) if index not in indices)
     if stated < run <= stated + num_predicting:
         run = stated
@@ -186,4 +187,7 @@ def mend(
     if not 1 <= held.depth <= deeper:
         raise SurgeryError(f"the files hold {held.depth} layers, more than {deeper}. Mend config.json by hand.")
     edited, notes = cut_config(reference, parent, held.depth)
+    others = set(list_lengths(text_config(edited)).values()) - {held.depth}
+    if others:
+        raise SurgeryError(f"its lists have {sorted(others)} entries, not {held.depth}. Mend config.json by hand.")
     return Mended(edited, held.depth, deeper, tuple(notes)), layer_names, build_on_meta(build_config(edited))
