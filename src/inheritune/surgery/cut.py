@@ -118,10 +118,8 @@ def plan_cut(weights: Weights, layers: int | str | Sequence[int], dtype: str | t
     return Cut(anatomy, selection, child_config, pieces, origins, tuple(notes))
 
 
-def cut_config(
-    config: Mapping[str, Any], parent: PreTrainedModel, depth: int
-) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """The config of a child with the first layers, and notes, where files are not asked.
+def cut_config(config: Mapping[str, Any], parent: PreTrainedModel, depth: int) -> dict[str, Any]:
+    """The config of a child with the first layers, where files are not asked.
 
     Args:
         config: the reference's config.json.
@@ -131,8 +129,7 @@ def cut_config(
     Raises:
         SurgeryError: the child's class would not be the reference's with fewer layers.
     """
-    sketch = _sketch(config, parent.config.to_dict(), parent, find_layers(parent), range(depth))
-    return sketch.config, sketch.notes
+    return _sketch(config, parent.config.to_dict(), parent, find_layers(parent), range(depth)).config
 
 
 @dataclass(frozen=True)

@@ -73,13 +73,11 @@ class Mend:
         config: that the mended folder gets.
         tensors: that it keeps, by name.
         leading: of those, the ones that keep only their leading part, of this shape (packed over depth).
-        notes: on what is done to the config.
     """
 
     config: Mapping[str, Any]
     tensors: Mapping[str, TensorEntry]
     leading: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -113,7 +111,6 @@ class _Fit:
     num_rows: int | None
     depth: int | None = None
     leading: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
 
 
 def diagnose(folder: str | Path, *, values: bool = False) -> Diagnosis:
@@ -204,12 +201,35 @@ def _judge_model(contents: Contents) -> _Judged:
         what = "quantised: its tensors are the quantiser's, and are not compared with the class one by one"
         note = Finding("note", "quantised", f"{CONFIG}: quantization_config", what, "")
         return replace(judged, findings=[*findings, note])
+    try:
+        return _judge_tensors(judged, model, name, text, layer_names, held, contents)
+    except SurgeryError as error:
+        return replace(judged, findings=[*findings, of_error("fault", "tensors", in_words(contents.files), error)])
+
+
+def _judge_tensors(
+    judged: _Judged,
+    model: PreTrainedModel | None,
+    name: str | None,
+    text: Mapping[str, Any],
+    layer_names: LayerNames | None,
+    held: Held | None,
+    contents: Contents,
+) -> _Judged:
+    """Load the headers under the config, or under the one that they are of; add what comes out.
+
+    Raises:
+        SurgeryError: no model has such tensors.
+    """
+    assert contents.config is not None
+    config, tensors, stated = contents.config, contents.tensors, judged.stated
+    lists = any(finding.kind == "per-layer list" for finding in judged.findings)
     fit = None
     if model is None or lists or (held is not None and held.depth != stated):
         depths = deeper_depths(text, stated, None if held is None else held.depth)
         fit, reason = (None, None) if name is None else _fit_mended(config, name, depths, tensors)
         if reason is not None:
-            judged = replace(judged, findings=[*findings, of_error("note", "mend", CONFIG, reason)])
+            judged = replace(judged, findings=[*judged.findings, of_error("note", "mend", CONFIG, reason)])
     if fit is None and model is not None:
         fit = _fit_as_it_is(model, config, text, layer_names, tensors)
     return judged if fit is None else _judge_fit(judged, fit, text, layer_names, contents)
@@ -233,7 +253,7 @@ def _judge_fit(
     if fit.loading.is_exact and contents.are_whole and all(twice.values()):
         copies = {copy for copy, _ in twice}
         kept = {name: entry for name, entry in fit.tensors.items() if name not in copies}
-        mending = Mend(without_prediction(fit.config) if stale else fit.config, kept, fit.leading, fit.notes)
+        mending = Mend(without_prediction(fit.config) if stale else fit.config, kept, fit.leading)
     return replace(
         judged,
         findings=findings,
@@ -327,7 +347,7 @@ def _fit_mended(
         if leading:
             cut = {name: replace(entry, shape=leading.get(name, entry.shape)) for name, entry in kept.items()}
             loading = compare(build_on_meta(build_config(mended.config)), cut)
-        fit = _Fit(mended.config, kept, loading, num_rows, mended.depth, leading, mended.notes)
+        fit = _Fit(mended.config, kept, loading, num_rows, mended.depth, leading)
         if loading.is_exact:
             return fit, None
         first = first or fit

@@ -14,6 +14,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import convert_and_load_state_dict_in_model, revert_weight_conversion
 from transformers.modeling_utils import LoadStateDictConfig, PreTrainedModel
 
+from inheritune.errors import SurgeryError
 from inheritune.surgery.folder import module_names, quiet, unread_patterns
 from inheritune.surgery.tensor_file import TensorEntry
 
@@ -51,6 +52,9 @@ class Loading:
 def compare(model: PreTrainedModel, tensors: Mapping[str, TensorEntry]) -> Loading:
     """Let transformers load the headers' tensors into a model on device meta, which is used up by it.
 
+    Raises:
+        SurgeryError: there are tensors that nothing can hold.
+
     Source: ``_load_pretrained_model`` and ``_finalize_model_loading`` of transformers 5.23, without the steps that
     allocate memory.
     """
@@ -59,7 +63,12 @@ def compare(model: PreTrainedModel, tensors: Mapping[str, TensorEntry]) -> Loadi
     unread = re.compile("|".join(unread_patterns(model)))
     published = set(revert_weight_conversion(model, places))
     files_of = {module: name for name, module in module_names(model, tensors).items()}
-    stand_ins = {name: torch.empty(entry.shape, device="meta") for name, entry in tensors.items()}
+    try:
+        stand_ins = {name: torch.empty(entry.shape, device="meta") for name, entry in tensors.items()}
+    except RuntimeError as error:  # empty, and yet with a dimension beyond all memory
+        raise SurgeryError(
+            f"there are tensors of a shape that torch refuses ({error}). Copy the files again."
+        ) from error
     with quiet():
         info, _ = convert_and_load_state_dict_in_model(
             model, stand_ins, LoadStateDictConfig(device_map={"": torch.device("meta")}, weight_mapping=mapping)

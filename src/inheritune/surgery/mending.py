@@ -31,14 +31,10 @@ class Mended:
     Attributes:
         config: the new config dict.
         depth: that it states.
-        deeper: the depth of the model that the old config was of.
-        notes: on every edit that a reader should know of.
     """
 
     config: Mapping[str, Any]
     depth: int
-    deeper: int
-    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -186,8 +182,8 @@ def mend(
     held = held_layers(names, layer_names, deeper, prediction_depth(text))
     if not 1 <= held.depth <= deeper:
         raise SurgeryError(f"the files hold {held.depth} layers, more than {deeper}. Mend config.json by hand.")
-    edited, notes = cut_config(reference, parent, held.depth)
+    edited = cut_config(reference, parent, held.depth)
     others = set(list_lengths(text_config(edited)).values()) - {held.depth}
     if others:
         raise SurgeryError(f"its lists have {sorted(others)} entries, not {held.depth}. Mend config.json by hand.")
-    return Mended(edited, held.depth, deeper, tuple(notes)), layer_names, build_on_meta(build_config(edited))
+    return Mended(edited, held.depth), layer_names, build_on_meta(build_config(edited))
