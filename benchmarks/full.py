@@ -30,6 +30,7 @@ def checks(folder: Path) -> dict[str, list[str]]:
         "types": [python, "-m", "mypy"],
         "tests": [python, "-m", "pytest", "-q", "-m", "not reliability"],
         "reliability": [python, "benchmarks/reliability.py"],
+        "model types": [python, "benchmarks/architectures.py"],
         "start-up": [python, "benchmarks/startup.py"],
         "demo": [python, "-m", "inheritune", "demo", "--run-dir", str(demo)],
     }

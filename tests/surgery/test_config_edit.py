@@ -2,7 +2,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inheritune.errors import SurgeryError
 from inheritune.surgery.anatomy import Anatomy
 from inheritune.surgery.config_edit import edit_config
 
@@ -88,31 +87,12 @@ def test_layers_that_share_keys_are_still_the_last_ones(kept, shared):
     assert child["num_kv_shared_layers"] == shared
 
 
-@pytest.mark.parametrize("field", [{"attn_layer_period": 3}, {"decoder_sparse_step": 2}, {"num_kv_shared_layers": 2}])
-def test_pattern_by_index_is_kept_for_a_prefix_and_refused_for_moved_layers(field):
-    config = {"num_hidden_layers": 6, **field}
-    edited(config, range(3))
-    with pytest.raises(SurgeryError, match="Choose a prefix"):
-        edited(config, [0, 2])
+def test_indices_that_are_counted_from_one_follow_their_layers():
+    child, _ = edited({"num_hidden_layers": 6, "ple_layer_ids": [1, 3, 6]}, [0, 2, 4])
+    assert child["ple_layer_ids"] == [1, 2]
 
 
-def test_layer_whose_key_source_is_dropped_is_refused():
-    config = {"num_hidden_layers": 6, "kv_source_layers": [None, None, 1, None, 3, 3]}
-    child, _ = edited(config, [0, 1, 2])
-    assert child["kv_source_layers"] == [None, None, 1]
-    moved, _ = edited(config, [3, 5])
-    assert moved["kv_source_layers"] == [None, 0]
-    with pytest.raises(SurgeryError, match="Keep layer 3 too"):
-        edited(config, [0, 4])
-
-
-def test_moved_layers_that_compute_with_their_index_are_noted():
-    config = {"num_hidden_layers": 6, "scale_attn_by_inverse_layer_idx": True}
-    assert edited(config, range(2))[1] == ()
-    assert any("layer index" in note for note in edited(config, [0, 2])[1])
-
-
-def test_patterns_that_multiply_out_to_the_depth_are_written_out():
-    config = {"model_type": "gpt_neo", "num_layers": 6, "attention_types": [[["global", "local"], 3]]}
-    child, _ = edited(config, range(3), field="num_layers")
-    assert child["attention_types"] == [[["global", "local", "global"], 1]]
+def test_list_of_indices_that_only_transformers_derives_is_written_out():
+    full = {"num_hidden_layers": 6, "moe_layers": [1, 3, 5]}
+    child, _ = edited({"num_hidden_layers": 6}, [0, 3, 5], full=full)
+    assert child["moe_layers"] == [1, 2]

@@ -311,6 +311,9 @@ LEAST_DEPTHS: Mapping[str, int] = {"rwkv": 2}
 
 HARMLESS_SETTINGS: Mapping[str, str] = {
     "GPTNeoXJapaneseAttention.use_bias": "the last layer's bias of zeros (ZERO_IN_LAST_LAYER)",
+    "MiniMaxLightningAttention.num_hidden_layers": "the decay that is made of it is a buffer, which the files hold",
+    "Zamba2Attention.num_fwd_mem_blocks": "how many hybrid layers there are, each with its adapter (HYBRID_ADAPTER)",
+    "Zamba2MLP.num_fwd_mem_blocks": "how many hybrid layers there are, each with its adapter (HYBRID_ADAPTER)",
     "Gemma3nTextAttention.store_full_length_kv": "only whether keys are kept for later layers that read them",
     "Gemma4TextAttention.store_full_length_kv": "only whether keys are kept for later layers that read them",
     "Gemma4UnifiedTextAttention.store_full_length_kv": "only whether keys are kept for later layers that read them",

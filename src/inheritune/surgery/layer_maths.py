@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from inheritune.surgery.anatomy import Anatomy
-from inheritune.surgery.exceptions import HARMLESS_SETTINGS, INDEX_NAMES
+from inheritune.surgery.exceptions import HARMLESS_SETTINGS, HYBRID_ADAPTER, INDEX_NAMES
 
 
 def changed_settings(
@@ -36,6 +36,8 @@ def _differences(old: nn.Module, new: nn.Module, places: Mapping[int, int]) -> I
     others = dict(new.named_modules())
     for name, module in old.named_modules():
         path, other = f".{name}" if name else "", others.get(name)
+        if other is None and HYBRID_ADAPTER.search(f"{path}."):
+            continue
         if other is None or type(other) is not type(module):
             yield path, type(module).__name__, type(other).__name__
             continue
@@ -46,14 +48,16 @@ def _differences(old: nn.Module, new: nn.Module, places: Mapping[int, int]) -> I
 
 
 def is_same(had: Any, has: Any, places: Mapping[int, int]) -> bool:
-    """Whether a setting means the same in the child: equal, or the indices of the layers that are left.
+    """Whether a setting means the same in the child: equal, or what is left of a list about layers.
 
     Numbers are compared as float32: so they meet the tensors. ``places`` maps kept layers to their new index.
     """
     if isinstance(had, float) and isinstance(has, float):
         return torch.tensor(had).equal(torch.tensor(has)) or had != had
-    if isinstance(had, list | tuple) and isinstance(has, list | tuple) and len(had) != len(has):
-        return list(has) == [places[index] for index in had if index in places]
+    if isinstance(had, list | tuple) and isinstance(has, list | tuple):
+        of_kept = [had[index] for index in places] if len(had) > max(places) else None
+        renumbered = [places[index] for index in had if index in places]
+        return list(has) in (list(had), of_kept, renumbered)
     return bool(had == has)
 
 

@@ -5,12 +5,14 @@ and holds the child's logits against those of the parent with its upper layers t
 """
 
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from architectures.nursery import silence
+from architectures.nursery import save, silence
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -65,6 +67,77 @@ def cut(parent: Path, child: Path, depth: int, *, verify: bool = False) -> Outco
     return Outcome("exact", difference, "", None, certificate.notes)
 
 
+def judge(model_type: str, folder: Path, depths: Sequence[int] = (5, 1, 11)) -> dict[int, Outcome]:
+    """Save a parent of this type, cut its files to each depth, and judge; a depth that a refusal names must work."""
+    parent = save(model_type, folder / "parent")
+    outcomes = {}
+    for depth in depths:
+        outcome = cut(parent, folder / f"child-{depth}", depth)
+        if outcome.kind == "refused" and outcome.nearest is not None:
+            other = cut(parent, folder / f"child-{depth}-nearest", outcome.nearest)
+            if other.kind != "exact":
+                reason = f"refused {depth} and named {outcome.nearest}, which is {other.kind}: {other.reason}"
+                outcome = replace(other, kind="wrong", reason=reason)
+        outcomes[depth] = outcome
+    return outcomes
+
+
+MOVED = (0, 2, 4, 7, 11)
+"""A selection that moves layers."""
+
+
+def judge_moved(parent: Path, child: Path) -> Outcome:
+    """Keep layers that move, and judge each by itself: given what it got in the parent, does it give what it gave?
+
+    ``exact`` also where it does not and the certificate says so.
+    """
+    try:
+        with silence():
+            notes = inherit(parent, child, layers=MOVED, verify=False).notes
+    except SurgeryError as error:
+        return Outcome("refused", None, str(error))
+    try:
+        difference = compare_layers(load(parent), load(child), MOVED)
+    except Exception as error:  # whatever stops a child from being loaded and run is a fault of the child
+        return Outcome("wrong", None, f"{type(error).__name__}: {' '.join(str(error).split())}", None, notes)
+    if difference and not any("do not compute what they did" in note for note in notes):
+        return Outcome("wrong", difference, f"a moved layer differs by {difference:.3g}", None, notes)
+    return Outcome("exact", difference, "", None, notes)
+
+
+def compare_layers(parent: PreTrainedModel, child: PreTrainedModel, layers: Sequence[int]) -> float:
+    """Largest difference of what the child's layers make of what the parent's got."""
+    path = layers_path(parent)
+    calls: dict[int, tuple[Any, ...]] = {}
+
+    def keeper(index: int) -> Any:
+        def keep(_module: nn.Module, given: Any, named: Any, output: Any) -> None:
+            calls[index] = (given, named, output)
+
+        return keep
+
+    modules = parent.get_submodule(path)
+    handles = [modules[index].register_forward_hook(keeper(index), with_kwargs=True) for index in layers]
+    run(parent, path)
+    for handle in handles:
+        handle.remove()
+    run(child, path)
+    differences = []
+    for place, index in enumerate(layers):
+        given, named, output = calls[index]
+        with torch.no_grad(), silence():
+            torch.manual_seed(0)
+            found = child.get_submodule(path)[place](*given, **named)
+        differences.append(largest_difference(_flat(output), _flat(found)))
+    return max(differences)
+
+
+def _flat(output: Any) -> Tensor:
+    """Every tensor that comes out of a layer, in one row."""
+    streams = [output] if isinstance(output, Tensor) else [each for each in output if isinstance(each, Tensor)]
+    return torch.cat([each.flatten().float() for each in streams])
+
+
 def load(folder: Path) -> PreTrainedModel:
     """The model of a folder, in which every tensor comes from the files and every tensor of the files is used.
 
@@ -88,13 +161,15 @@ def compare(parent: PreTrainedModel, child: PreTrainedModel, depth: int) -> floa
     """Largest difference after each of the child's layers, and in the logits, once the parent's upper layers are out.
 
     Raises:
-        ValueError: the child has not ``depth`` layers.
+        ValueError: the child has not ``depth`` layers, or a layer of the parent does nothing.
     """
     path = layers_path(parent)
     found = child.get_submodule(path)
     if len(found) != depth:
         raise ValueError(f"the child has {len(found)} layers, not {depth}")
     expected_hidden, _ = run(parent, path)
+    if any(torch.equal(below, above) for below, above in pairwise(expected_hidden)):
+        raise ValueError("a layer of the parent does nothing, so that losing it would not be seen")
     child_hidden, child_logits = run(child, path)
     shorten(parent, path, depth)
     _, expected_logits = run(parent, path)
@@ -123,8 +198,7 @@ def run(model: PreTrainedModel, path: str) -> tuple[list[Tensor], Tensor]:
     hidden: list[Tensor] = []
 
     def keep(_module: nn.Module, _given: Any, output: Any) -> None:
-        streams = [output] if isinstance(output, Tensor) else [each for each in output if isinstance(each, Tensor)]
-        hidden.append(torch.cat([each.flatten().float() for each in streams]))
+        hidden.append(_flat(output))
 
     ids = torch.randint(200, (BATCH, POSITIONS), generator=torch.Generator().manual_seed(3))
     handles = [layer.register_forward_hook(keep) for layer in model.get_submodule(path)]

@@ -1,0 +1,66 @@
+"""Every causal-LM type: exact, or refused with a depth that works, never silently wrong."""
+
+import os
+
+import pytest
+from architectures import cutting, nursery
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+SAMPLE = (
+    # each exception
+    *("minicpm3", "gpt_neo", "nemotron_h", "xlstm", "gemma3n_text", "gemma4_text", "deepseek_v3", "gpt_neox_japanese"),
+    *("inkling2_text", "zamba", "zamba2", "rwkv", "hrm_text", "blt", "xlm"),
+    # layouts: renamed and merged files, other layer lists, lists of kinds and of indices, towers, buffers
+    *("mixtral", "bert", "bart", "mpt", "falcon", "jamba", "bamba", "llama4_text", "longcat_flash", "minimax"),
+    *("qwen3_next", "lfm2_moe", "gemma3", "zaya", "reformer"),
+)
+TESTED = nursery.TYPES if os.environ.get("INHERITUNE_FULL") else SAMPLE
+DEPTHS = (5, 1, 11) if os.environ.get("INHERITUNE_FULL") else (5,)
+
+NEVER = {"hrm_text", "blt", "xlm"}
+"""Types that are cut at no depth."""
+
+AT_SOME_DEPTHS = {"gemma4_text", "gemma4_unified_text", "gemma4", "gemma4_unified", "zamba", "rwkv", "olmo_hybrid"}
+"""Types that are refused at some depths."""
+
+
+@pytest.mark.parametrize("model_type", TESTED)
+def test_child_of_every_type_is_exact_or_refused_with_a_depth_that_works(model_type, tmp_path):
+    for depth, outcome in cutting.judge(model_type, tmp_path, DEPTHS).items():
+        assert outcome.kind != "wrong", f"to {depth} layers: {outcome.reason}"
+        if outcome.kind == "exact":
+            assert outcome.difference == 0.0
+            continue
+        assert model_type in NEVER | AT_SOME_DEPTHS, outcome.reason
+        assert f"{model_type!r}" in outcome.reason
+        assert (outcome.nearest is None) == (model_type in NEVER)
+
+
+def test_every_mapped_type_is_built_or_has_a_reason_why_not():
+    assert set(nursery.TYPES) | set(nursery.NOT_BUILDABLE) == set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    assert len(nursery.NOT_BUILDABLE) <= 50
+    assert all(len(reason) > 20 for reason in nursery.NOT_BUILDABLE.values())
+
+
+def test_sample_covers_types_of_the_installed_transformers():
+    assert len(SAMPLE) == len(set(SAMPLE)) == 30
+    assert set(SAMPLE) <= set(nursery.TYPES)
+
+
+@pytest.mark.parametrize("model_type", sorted(nursery.NOT_BUILDABLE))
+def test_type_that_is_said_not_to_be_buildable_is_not(model_type, tmp_path, full):
+    if not full:
+        pytest.skip("every type is tried in the long form")
+    with pytest.raises(Exception):  # noqa: B017 (each fails in its own way)
+        cutting.run(nursery.build(model_type), "")
+
+
+def test_judge_sees_a_child_that_differs_in_one_weight_and_one_that_has_a_layer_too_many(tmp_path):
+    parent = nursery.save("llama", tmp_path / "parent")
+    assert cutting.cut(parent, tmp_path / "child", 5).kind == "exact"
+    child = cutting.load(tmp_path / "child")
+    assert cutting.compare(cutting.load(parent), child, 5) == 0.0
+    child.model.norm.weight.data[3] += 1e-3
+    assert cutting.compare(cutting.load(parent), child, 5) > 0.0
+    with pytest.raises(ValueError, match="has 5 layers, not 4"):
+        cutting.compare(cutting.load(parent), child, 4)
