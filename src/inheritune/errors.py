@@ -11,6 +11,12 @@ class InherituneError(Exception):
 
     exit_code: int = 1
 
+    def __str__(self) -> str:
+        """The message with what a terminal would act on (escape codes, NUL, half of a surrogate pair) spelt out."""
+        return "".join(
+            letter if letter.isprintable() or letter == "\n" else repr(letter)[1:-1] for letter in super().__str__()
+        )
+
 
 class RecipeError(InherituneError):
     """The recipe, or the way a command was called, is wrong."""

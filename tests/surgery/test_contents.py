@@ -84,7 +84,7 @@ def test_link_that_leaves_the_folder_is_a_fault_and_is_not_followed(name, sharde
     path.rename(sharded.parent / "elsewhere")
     path.symlink_to("../elsewhere")
     contents = read_contents(sharded)
-    assert ("fault", "link", path.name) in found(sharded)
+    assert ("fault", "file", path.name) in found(sharded)
     assert path.name not in contents.names
     assert not any(entry.file == path for entry in contents.tensors.values())
 
@@ -138,7 +138,7 @@ def test_tensor_in_two_files_is_a_fault(sharded):
 def test_name_with_a_number_that_no_layer_has_is_a_fault(save_reference, tmp_path):
     folder = save_reference("llama", tmp_path / "reference")
     tensors = load_file(folder / "model.safetensors")
-    tensors[f"model.layers.{'1' * 5000}.weight"] = tensors["model.norm.weight"].clone()
+    tensors[f"model.layers.{'1' * 500}.weight"] = tensors["model.norm.weight"].clone()
     save_file(tensors, folder / "model.safetensors")
     (finding,) = read_contents(folder).findings
     assert "numbered beyond any layer" in finding.what and len(finding.what) < 200
@@ -162,6 +162,11 @@ def test_what_lies_beside_the_model_is_named(sharded):
         ("note", "other weights", "consolidated.safetensors"),
         ("note", "code", "modeling_own.py"),
     }
+
+
+def test_adapter_beside_the_weights_is_a_fault(sharded):
+    (sharded / "adapter_config.json").write_text("{}")
+    assert found(sharded) == {("fault", "adapter", "adapter_config.json")}
 
 
 def test_only_headers_are_read(sharded, monkeypatch):

@@ -1,5 +1,7 @@
 import json
+import os
 import pickle
+import signal
 import struct
 
 import huggingface_hub
@@ -9,6 +11,7 @@ import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 
+from inheritune.cli import main
 from inheritune.data.tokenizer import open_tokenizer
 from inheritune.errors import DataError, SurgeryError
 from inheritune.surgery.folder import check_files, limits, load_model, resolve
@@ -153,7 +156,16 @@ def test_index_that_leaves_the_folder_is_refused(shard, save_reference, tmp_path
 
 @pytest.mark.parametrize(
     "content",
-    ["{", "{}", '{"weight_map": 3}', "[]", pytest.param("[" * 100_000, id="nested"), '{"weight_map": {"a": []}}'],
+    [
+        "{",
+        "{}",
+        '{"weight_map": 3}',
+        '{"weight_map": {}}',
+        '{"weight_map": [["a", "b"]]}',
+        "[]",
+        pytest.param("[" * 100_000, id="nested"),
+        '{"weight_map": {"a": []}}',
+    ],
 )
 def test_index_that_is_none_is_refused(content, save_reference, tmp_path):
     folder = save_reference("llama", tmp_path / "reference", max_shard_size="20KB")
@@ -323,3 +335,199 @@ def test_only_scalar_buffers_are_limits():
     module.inner.register_buffer("input_min", torch.tensor(-float("inf")))
     module.inner.register_buffer("mask", torch.zeros(3))
     assert limits(module) == {"input_min"}
+
+
+def refused(act, *words, within_s=5.0):
+    """The act is refused in one short printable line that holds the words, and does not hang."""
+
+    def interrupt(*_arguments):
+        raise TimeoutError(f"still at work after {within_s} s")
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, within_s)
+    try:
+        with pytest.raises(SurgeryError) as error:
+            act()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    said = str(error.value)
+    assert said.isprintable() and len(said) < 1500, said
+    assert all(word in said for word in words), said
+
+
+COPIED = ("config.json", "generation_config.json", "tokenizer.json", "LICENSE", "model.safetensors")
+
+
+@pytest.mark.reliability("R17")
+@pytest.mark.parametrize("name", COPIED)
+def test_link_out_of_the_folder_is_refused_by_name_and_nothing_is_written(name, save_reference, tmp_path):
+    folder = save_reference("llama", tmp_path / "reference")
+    (folder / "LICENSE").write_text("do what you like\n")
+    (tmp_path / "elsewhere").mkdir()
+    (folder / name).rename(tmp_path / "elsewhere" / name)
+    (folder / name).symlink_to(tmp_path / "elsewhere" / name)
+    for act in (check_files, load_model, lambda reference: inherit(reference, tmp_path / "child", layers=2)):
+        refused(lambda act=act: act(folder), name, f"link to {tmp_path / 'elsewhere' / name}")
+    assert not (tmp_path / "child").exists()
+
+
+@pytest.mark.reliability("R17")
+def test_link_out_of_the_folder_in_a_folder_that_is_copied_is_refused(save_reference, tmp_path):
+    folder = save_reference("llama", tmp_path / "reference")
+    (tmp_path / "secret").write_text("secret")
+    (folder / "chat_templates").mkdir()
+    (folder / "chat_templates" / "tool.jinja").symlink_to(tmp_path / "secret")
+    refused(lambda: inherit(folder, tmp_path / "child", layers=2), "tool.jinja", "link to")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["reference", "secret"]
+
+
+def test_link_within_the_folder_is_followed(save_reference, tmp_path):
+    folder = save_reference("llama", tmp_path / "reference")
+    (folder / WEIGHTS).rename(folder / "weights.safetensors")
+    (folder / WEIGHTS).symlink_to("weights.safetensors")
+    (tmp_path / "name").symlink_to(folder)
+    for reference in (folder, tmp_path / "name"):
+        assert inherit(reference, tmp_path / "child", layers=2).max_abs_difference == 0.0
+
+
+def in_hub_cache(folder, cache):
+    """The folder as the hub's cache keeps it: links from a snapshot to blobs; gives the snapshot."""
+    repository = cache / "models--owner--model"
+    snapshot = repository / "snapshots" / "1234abcd"
+    snapshot.mkdir(parents=True)
+    (repository / "blobs").mkdir()
+    for number, path in enumerate(sorted(folder.iterdir())):
+        path.rename(repository / "blobs" / f"{number:040x}")
+        (snapshot / path.name).symlink_to(f"../../blobs/{number:040x}")
+    return snapshot
+
+
+def test_snapshot_of_the_hub_links_to_the_blobs_of_its_own_model_only(save_reference, tmp_path):
+    snapshot = in_hub_cache(save_reference("llama", tmp_path / "reference"), tmp_path / "hub")
+    assert inherit(snapshot, tmp_path / "child", layers=2).max_abs_difference == 0.0
+    assert not any(path.is_symlink() for path in (tmp_path / "child").iterdir())
+    other = tmp_path / "hub" / "models--owner--other" / "blobs"
+    other.mkdir(parents=True)
+    (snapshot / WEIGHTS).resolve().rename(other / "weights")
+    (snapshot / WEIGHTS).unlink()
+    (snapshot / WEIGHTS).symlink_to(other / "weights")
+    refused(lambda: inherit(snapshot, tmp_path / "other", layers=2), WEIGHTS, "link to")
+
+
+def test_blobs_beside_a_folder_that_is_no_snapshot_are_not_followed(save_reference, tmp_path):
+    snapshot = in_hub_cache(save_reference("llama", tmp_path / "reference"), tmp_path / "hub")
+    folder = snapshot.parent.parent.with_name("owner--model")
+    snapshot.parent.parent.rename(folder)
+    refused(lambda: check_files(folder / "snapshots" / "1234abcd"), "link to")
+
+
+@pytest.mark.reliability("R17")
+@pytest.mark.parametrize("kind", ["pipe", "folder", "device", "nothing", "loop"])
+@pytest.mark.parametrize("name", COPIED)
+def test_what_is_no_file_is_refused_and_not_waited_for(name, kind, save_reference, tmp_path):
+    folder = save_reference("llama", tmp_path / "reference")
+    (folder / name).unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(folder / name)
+    elif kind == "folder":
+        (folder / name).mkdir()
+    else:
+        (folder / name).symlink_to({"device": "/dev/zero", "nothing": "absent", "loop": name}[kind])
+    if (name, kind) == ("LICENSE", "folder"):  # as some have it
+        assert inherit(folder, tmp_path / "child", layers=2).max_abs_difference == 0.0
+        return
+    for act in (check_files, load_model, lambda reference: inherit(reference, tmp_path / "child", layers=2)):
+        refused(lambda act=act: act(folder), str(folder))
+    assert not (tmp_path / "child").exists()
+
+
+def test_shard_that_is_a_pipe_is_refused_and_not_waited_for(save_reference, tmp_path):
+    folder = save_reference("llama", tmp_path / "reference", max_shard_size="20KB")
+    shard = sorted(folder.glob("model-*.safetensors"))[1]
+    shard.unlink()
+    os.mkfifo(shard)
+    refused(lambda: check_files(folder), shard.name)
+
+
+def test_weights_that_nobody_reads_may_be_links(save_reference, tmp_path):
+    folder = save_reference("llama", tmp_path / "reference")
+    (folder / "consolidated.safetensors").symlink_to("/absent/consolidated.safetensors")
+    check_files(folder)
+
+
+def test_adapter_is_refused_since_its_model_lies_elsewhere(save_reference, tmp_path):
+    folder = save_reference("llama", tmp_path / "reference")
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tmp_path / "other")}))
+    refused(lambda: check_files(folder), "adapter_config.json", "Merge the adapter")
+
+
+@pytest.mark.parametrize("name", ["other.safetensors", "../other.safetensors", 3, ["model.safetensors"]])
+def test_config_that_names_other_weights_is_refused(name, save_reference, tmp_path):
+    folder = save_reference("llama", tmp_path / "reference")
+    save_file(load_file(folder / WEIGHTS), folder / "other.safetensors", metadata={"format": "pt"})
+    alter(folder, transformers_weights=name)
+    refused(lambda: check_files(folder), "transformers_weights")
+    alter(folder, transformers_weights=WEIGHTS)
+    assert inherit(folder, tmp_path / "child", layers=2).max_abs_difference == 0.0
+
+
+def alter(folder, **fields):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **fields}))
+
+
+@pytest.mark.parametrize("depth", [10_001, 10**9, 10**18])
+def test_config_of_a_billion_layers_is_refused_before_they_are_built(depth, save_reference, tmp_path):
+    folder = save_reference("llama", tmp_path / "reference")
+    alter(folder, num_hidden_layers=depth)
+    refused(lambda: inherit(folder, tmp_path / "child", layers=2), f"states {depth} layers")
+
+
+@pytest.mark.parametrize("name", ["config.json", INDEX])
+@pytest.mark.parametrize("content", [b"[" + b"0," * 2_100_000 + b"0]", b" " * 100_000_001], ids=["values", "bytes"])
+def test_json_without_end_is_refused_unparsed(name, content, save_reference, tmp_path, monkeypatch):
+    folder = save_reference("llama", tmp_path / "reference", max_shard_size="20KB")
+    (folder / name).write_bytes(content)
+    refused(lambda: check_files(folder), str(folder / name), "which is no model's")
+
+
+ESCAPES = "\x1b]0;owned\x07\x1b[2J\x00\n\r\x9b31m\u202e\ud800"
+"""A new title, a cleared screen, NUL, new lines, a colour, text from right to left, half a letter."""
+
+
+@pytest.mark.reliability("R17")
+@pytest.mark.parametrize("place", ["tensor", "shard", "index", "field", "model_type", "auto_map", "value"])
+def test_escape_codes_of_a_file_never_reach_the_terminal(place, save_reference, tmp_path, capsys):
+    folder = save_reference(
+        "llama", tmp_path / "reference", max_shard_size="20KB" if place in ("shard", "index") else "5GB"
+    )
+    if place == "tensor":
+        header = {ESCAPES: {"dtype": "U8", "shape": [2], "data_offsets": [0, 2]}}
+        encoded = json.dumps(header).encode()
+        (folder / WEIGHTS).write_bytes(struct.pack("<Q", len(encoded)) + encoded + b"12")
+    elif place in ("shard", "index"):
+        index = json.loads((folder / INDEX).read_text())
+        index["weight_map"] |= {"a": f"{ESCAPES}.safetensors"} if place == "shard" else {ESCAPES: "model.safetensors"}
+        (folder / INDEX).write_text(json.dumps(index))
+    elif place == "field":
+        alter(folder, **{ESCAPES: [1, 2, 3, 4]})
+    elif place == "value":
+        alter(folder, hidden_act=ESCAPES)
+    elif place == "model_type":
+        alter(folder, model_type=ESCAPES)
+    else:
+        alter(folder, model_type="their_own", auto_map={ESCAPES: ESCAPES})
+    with pytest.raises(SystemExit) as end:
+        main(["inherit", str(folder), str(tmp_path / "child"), "--layers", "2"])
+    said = capsys.readouterr().err
+    assert end.value.code == 3
+    assert said.startswith("error: ") and said.endswith("\n") and said[:-1].isprintable(), said
+    assert not (tmp_path / "child").exists()
+
+
+def test_map_of_code_that_is_none_is_refused_too(save_reference, tmp_path):
+    folder = save_reference("llama", tmp_path / "reference")
+    for auto_map in (True, 3, "text", [1, "a", None], {"a": {"b": "x" * 10_000}}):
+        alter(folder, model_type="their_own", auto_map=auto_map)
+        refused(lambda: check_files(folder), "remote code")

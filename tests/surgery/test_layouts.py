@@ -221,22 +221,6 @@ LAYOUTS: dict[str, Layout] = {
 }
 """Name -> family, config, and what writes the layout."""
 
-QUICK = (
-    "gpt2",
-    "gpt_neo",
-    "gpt_neox",
-    "xglm",
-    "opt",
-    "llama, tied head twice",
-    "qwen3_moe",
-    "qwen3_moe, fused",
-    "mixtral",
-    "deepseek_v3, prediction layer",
-    "glm4_moe, prediction layer",
-    "qwen3_5_text, in a model that sees",
-)
-"""Those of the short tier."""
-
 
 def write(tensors: Tensors, path: Path) -> None:
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
@@ -270,8 +254,6 @@ def hidden_after(model: Any, layer: int) -> Tensor:
 def test_child_of_a_published_layout_is_its_reference_up_to_the_last_kept_layer(
     layout, build_model, save_reference, tmp_path, full
 ):
-    if not full and layout not in QUICK:
-        pytest.skip("the long form alone")
     family, settings, publish = LAYOUTS[layout]
     model, reference = build_model(family, **settings), save_reference(family, tmp_path / "reference", **settings)
     write(publish(parameters(model)), reference / WEIGHTS)

@@ -1,6 +1,8 @@
 import json
 import random
 import struct
+import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -99,6 +101,15 @@ def test_leading_rows_and_columns_are_those_of_the_matrix(leading, dtype, tmp_pa
         ({"a": {**entry(0, 2), "data_offsets": [0]}}, b"12"),
         ({"a": {**entry(0, 2), "data_offsets": "02"}}, b"12"),
         ({"a": {**entry(0, 2), "shape": "2"}}, b"12"),
+        ({"a": {**entry(0, 1), "shape": ""}}, b"1"),
+        ({"a": {**entry(0, 1), "shape": {}}}, b"1"),
+        ({"a": {**entry(0, 2), "data_offsets": {"0": 0, "2": 2}}}, b"12"),
+        ({"a": {**entry(0, 2), "more": 0}}, b"12"),
+        (b" " + json.dumps({"a": entry(0, 2)}).encode(), b"12"),
+        ({"a\x00b": entry(0, 2)}, b"12"),
+        ({"\x1b[2J": entry(0, 2)}, b"12"),
+        ({"\u202e": entry(0, 2)}, b"12"),
+        ({"a" * 1001: entry(0, 2)}, b"12"),
         ({"a": entry(0, 2), "b": entry(0, 2)}, b"12"),
         ({"a": entry(10**6, 10**6 + 2)}, b"12"),
         ({"a": entry(0, 2**63, shape=(2**63,))}, b"12"),
@@ -126,6 +137,37 @@ def test_header_length_that_is_none_is_refused(length, tmp_path):
     path.write_bytes(struct.pack("<Q", length) + b'{"__metadata__": {"format": "pt"}}   ')
     with pytest.raises(SurgeryError, match=rf"x\.safetensors is truncated or damaged: .*reads {length}"):
         read_header(path)
+
+
+@pytest.mark.reliability("R16")
+@pytest.mark.parametrize("part", [b'"t":{"dtype":"U8","shape":[0],"data_offsets":[0,0]},', b"[],", b"{},", b'"":0,'])
+def test_header_of_millions_of_values_is_refused_unparsed(part, tmp_path):
+    path = tmp_path / "x.safetensors"
+    times = 95_000_000 // len(part)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", times * len(part) + 1) + b"{" + part * times)
+    tracemalloc.start()
+    begin = time.monotonic()
+    with pytest.raises(SurgeryError, match=r"values, at most 2000000 are read"):
+        read_header(path)
+    assert time.monotonic() - begin < 10.0
+    assert tracemalloc.get_traced_memory()[1] < 110_000_000  # the header's own bytes, once
+    tracemalloc.stop()
+
+
+@pytest.mark.reliability("R16")
+def test_largest_header_that_is_read_takes_seconds_and_less_than_a_gigabyte(tmp_path, full):
+    if not full:
+        pytest.skip("the long form alone")
+    header = {f"model.layers.{number}.mlp.experts.weight": entry(0, 0, shape=[0, 1]) for number in range(180_000)}
+    path = file_of(tmp_path / "x.safetensors", header)
+    tracemalloc.start()
+    begin = time.monotonic()
+    assert len(read_header(path)) == 180_000
+    print(f"{time.monotonic() - begin:.1f} s, {tracemalloc.get_traced_memory()[1] / 1e6:.0f} MB")
+    assert time.monotonic() - begin < 60.0
+    assert tracemalloc.get_traced_memory()[1] < 10**9
+    tracemalloc.stop()
 
 
 @pytest.mark.reliability("R16")

@@ -7,14 +7,15 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from inheritune.errors import SurgeryError
 from inheritune.runs import read_json
 from inheritune.surgery.findings import Finding, in_words, of_error
-from inheritune.surgery.folder import INDEX, PICKLED, WEIGHTS, decode_floats
-from inheritune.surgery.tensor_file import TensorEntry, read_header
+from inheritune.surgery.folder import ADAPTER, COMPANIONS, INDEX, PICKLED, SHARD, WEIGHTS, check_entry, decode_floats
+from inheritune.surgery.tensor_file import MAX_HEADER_BYTES, TensorEntry, read_header
 
 CONFIG = "config.json"
 
@@ -60,17 +61,13 @@ def read_contents(folder: Path) -> Contents:
     except OSError as error:
         raise SurgeryError(f"{folder} cannot be read ({error}). Check that it is a folder that may be read.") from error
     findings: list[Finding] = []
-    outside = [path.name for path in paths if path.is_symlink() and not _stays(path, folder)]
-    findings += [
-        Finding(
-            "fault",
-            "link",
-            name,
-            f"a symbolic link that leads out of the folder, to {folder.joinpath(name).readlink()}; it is not followed",
-            "Put the file itself there, if you trust it.",
-        )
-        for name in outside
-    ]
+    outside = set()
+    for path in paths:
+        try:
+            check_entry(folder, path)
+        except SurgeryError as error:
+            outside.add(path.name)
+            findings.append(of_error("fault" if _is_read(path.name) else "warning", "file", path.name, error))
     names = [path.name for path in paths if path.name not in outside and path.is_file()]
     config = None if CONFIG in outside else _read_config(folder, findings)
     files, said = _weight_files(folder, names, findings)
@@ -79,16 +76,17 @@ def read_contents(folder: Path) -> Contents:
     if said is not None:
         _check_index(said, headers, findings)
     findings += _beside(names, files)
+    if ADAPTER in names:
+        what = "an adapter: transformers loads the model that it names, and not this one alone"
+        advice = "Merge the adapter into its model with peft, save that, and name the new folder."
+        findings.append(Finding("fault", "adapter", ADAPTER, what, advice))
     are_whole = bool(files) and set(headers) == set(files)
     return Contents(folder, tuple(names), config, tuple(files), tensors, are_whole, tuple(findings))
 
 
-def _stays(path: Path, folder: Path) -> bool:
-    """Whether a link ends within the folder, or within the blobs of the hub cache that the folder is a snapshot in."""
-    home = folder.resolve()
-    allowed = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
-    target = path.resolve()
-    return any(place in target.parents for place in allowed)
+def _is_read(name: str) -> bool:
+    """Whether the model is read from a file of this name."""
+    return name.endswith((".json", ".safetensors")) or any(fnmatch(name, pattern) for pattern in COMPANIONS)
 
 
 def _read_config(folder: Path, findings: list[Finding]) -> dict[str, Any] | None:
@@ -105,6 +103,8 @@ def _read_config(folder: Path, findings: list[Finding]) -> dict[str, Any] | None
         )
         return None
     try:
+        if path.stat().st_size > MAX_HEADER_BYTES:
+            raise ValueError(f"it has {path.stat().st_size} bytes, which is no model's")
         config = decode_floats(read_json(path))
         if not isinstance(config, dict):
             raise TypeError(f"a {type(config).__name__}, not an object")
@@ -172,7 +172,7 @@ def _weight_files(
 
 def _is_plain(file: Any) -> bool:
     """Whether an index names a weight file of its own folder."""
-    return isinstance(file, str) and file.endswith(".safetensors") and not {"/", "\\", "\0"} & set(file)
+    return isinstance(file, str) and SHARD.fullmatch(file) is not None
 
 
 def _without_index(folder: Path, names: Sequence[str], present: Sequence[str]) -> list[Finding]:

@@ -31,6 +31,7 @@ from inheritune.surgery.folder import (
     limits,
     module_names,
     read_config,
+    shown,
     unread_patterns,
 )
 from inheritune.surgery.layer_maths import changed_settings
@@ -177,7 +178,7 @@ def _sketch(
             name = differing[0]
             raise SurgeryError(
                 f"{anatomy.model_type!r} cannot be cut exactly to the layers {_in_words(layers)}: transformers turns "
-                f"{name} into {found.get(name)!r}, and the kept layers need {expected[name]!r}."
+                f"{name} into {shown(found.get(name))}, and the kept layers need {shown(expected[name])}."
             )
         child = build_on_meta(child_config)
         zeros = check_shapes(_shapes(parent), _shapes(child), anatomy, layers, found)

@@ -3,11 +3,14 @@
 Never pickle, never remote code; the network only when the reference is a hub id.
 """
 
+import json
 import math
 import re
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +24,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from inheritune.errors import SurgeryError
-from inheritune.runs import read_json
-from inheritune.surgery.tensor_file import TensorEntry, read_header
+from inheritune.surgery.tensor_file import MAX_HEADER_BYTES, MAX_HEADER_VALUES, TensorEntry, read_header
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -33,7 +35,12 @@ kernels, so that two models of equal weights round differently (measured: 5e-7 i
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 """How the names of pickled weights end."""
 
-FETCHED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*", "NOTICE*"]
+ADAPTER = "adapter_config.json"
+
+COMPANIONS = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*", "NOTICE*")
+"""What lies beside the weights and is opened: by us, by transformers, or to be copied."""
+
+FETCHED = ["*.safetensors", *COMPANIONS]
 """What is fetched from the hub: weights, configs, tokenizer files, licence. No code and no pickle."""
 
 OLD_BUFFERS = (
@@ -46,19 +53,37 @@ OLD_BUFFERS = (
 No class computes with them any more; whether a class has a parameter of such a name is asked first.
 """
 
+SHARD = re.compile(r"[^/\\\x00-\x1f\x7f-\x9f]+\.safetensors")
+"""Name of a weight file in an index: of the same folder, and fit to be shown."""
+
 TAIL = "num_nextn_predict_layers"
 """Config field: how many layers of multi-token prediction are stored behind the last layer (DeepSeek, GLM)."""
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
+MAX_DEPTH = 10_000
+"""Layers of a config that is built; no published model has a tenth of it."""
+
+MAX_REASON = 300
+"""Characters that are shown of what others say is wrong."""
+
+
 @dataclass(frozen=True)
 class Weights:
-    """The checked weight files of a folder: ``tensors`` maps each name to its place."""
+    """The checked weight files of a folder.
+
+    Attributes:
+        folder: where they are.
+        files: their names.
+        tensors: name -> place.
+        stamps: file -> what changes when its content does (``check_unchanged``).
+    """
 
     folder: Path
     files: tuple[str, ...]
     tensors: Mapping[str, TensorEntry]
+    stamps: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 def resolve(reference: str | Path, revision: str | None = None) -> Path:
@@ -102,26 +127,33 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise SurgeryError(f"{folder} has no config.json, so it is not a model folder. Name the folder that holds one.")
+    check_entry(folder, path)
     try:
-        config = decode_floats(read_json(path))
+        config = decode_floats(_read_json(path))
     except (ValueError, TypeError, RecursionError, OSError) as error:
-        raise SurgeryError(f"{path} is not JSON ({error}). Download or copy it again.") from error
+        raise SurgeryError(f"{path} is not JSON ({_reason(error)}). Download or copy it again.") from error
     model_type = config.get("model_type") if isinstance(config, dict) else None
     native = (
         isinstance(model_type, str)
         and model_type in CONFIG_MAPPING
         and CONFIG_MAPPING[model_type] in MODEL_FOR_CAUSAL_LM_MAPPING
     )
+    if native and config.get("transformers_weights") not in (None, WEIGHTS, INDEX):
+        raise SurgeryError(
+            f"{path} names {shown(config['transformers_weights'])} as its weights (transformers_weights), and only "
+            f"{WEIGHTS} or {INDEX} are read. Rename the file, and take the field out of config.json."
+        )
     if native:
         return dict(config)
     if isinstance(config, dict) and config.get("auto_map"):
         raise SurgeryError(
-            f"{folder} (model_type {model_type!r}) needs remote code: its config names {sorted(config['auto_map'])} in "
-            "auto_map, and the installed transformers has no such causal LM of its own. Code of a model is never run; "
-            "use a model type that transformers knows, or a newer transformers (pip install -U transformers)."
+            f"{folder} (model_type {shown(model_type)}) needs remote code: its config names "
+            f"{shown(config['auto_map'])} in auto_map, and the installed transformers has no such causal LM of its "
+            "own. Code of a model is never run; use a model type that transformers knows, or a newer transformers "
+            "(pip install -U transformers)."
         )
     raise SurgeryError(
-        f"{path} says model_type {model_type!r}, which is no causal LM of the installed transformers. "
+        f"{path} says model_type {shown(model_type)}, which is no causal LM of the installed transformers. "
         "Name a causal language model, or install a newer transformers (pip install -U transformers)."
     )
 
@@ -134,13 +166,21 @@ def check_files(folder: Path) -> Weights:
             an index that names files outside the folder or disagrees with the shards, or a model of remote code.
     """
     read_config(folder)
+    for path in sorted(folder.iterdir()):
+        if any(fnmatch(path.name, pattern) for pattern in COMPANIONS):
+            check_entry(folder, path)
+    if (folder / ADAPTER).exists():
+        raise SurgeryError(
+            f"{folder} holds an adapter ({ADAPTER}), and the model that it changes may lie elsewhere. Merge the "
+            "adapter into its model with peft, save that, and name the new folder."
+        )
     if (folder / WEIGHTS).is_file():
-        return Weights(folder, (WEIGHTS,), read_header(folder / WEIGHTS))
+        return _weights_of(folder, (WEIGHTS,), _check_file(folder, WEIGHTS))
     if not (folder / INDEX).is_file():
-        pickled = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLED)
+        pickled = ", ".join(sorted(path.name for path in folder.iterdir() if path.suffix in PICKLED))
         if pickled:
             raise SurgeryError(
-                f"{folder} holds its weights only as pickle ({', '.join(pickled)}), which can run code and is never "
+                f"{folder} holds its weights only as pickle ({pickled[:MAX_REASON]}), which can run code and is never "
                 "opened. Convert a model you trust: load it with transformers and call save_pretrained on a new folder."
             )
         raise SurgeryError(
@@ -152,33 +192,135 @@ def check_files(folder: Path) -> Weights:
 def _check_shards(folder: Path) -> Weights:
     path = folder / INDEX
     try:
-        files_of: dict[str, str] = dict(read_json(path)["weight_map"])
+        files_of = _read_json(path)["weight_map"]
+        if not files_of or not isinstance(files_of, dict):
+            raise TypeError("weight_map is no mapping from tensors to files")
         shards = sorted(set(files_of.values()))
     except (ValueError, KeyError, TypeError, RecursionError, OSError) as error:
-        raise SurgeryError(f"{path} is not an index of safetensors shards ({error!r}). Copy it again.") from error
+        raise SurgeryError(
+            f"{path} is not an index of safetensors shards ({_reason(error)}). Copy it again."
+        ) from error
     tensors: dict[str, TensorEntry] = {}
     for shard in shards:
-        if not isinstance(shard, str) or "/" in shard or "\\" in shard or not shard.endswith(".safetensors"):
+        if not isinstance(shard, str) or not SHARD.fullmatch(shard):
             raise SurgeryError(
-                f"{path} names {shard!r}: a shard must be a .safetensors file of the same folder. "
+                f"{path} names {shown(shard)}: a shard must be a .safetensors file of the same folder. "
                 "Do not use this model unless you know why; copy the index again."
             )
         if not (folder / shard).is_file():
             raise SurgeryError(f"{folder / shard} is missing, and {INDEX} names it. Download or copy it there.")
-        for name, entry in read_header(folder / shard).items():
+        for name, entry in _check_file(folder, shard).items():
             if files_of.get(name) != shard:
                 raise SurgeryError(
-                    f"{folder / shard} holds {name!r}, which {INDEX} places in {files_of.get(name)!r}. "
+                    f"{folder / shard} holds {name!r}, which {INDEX} places in {shown(files_of.get(name))}. "
                     "Index and shards are not of one model; copy them again."
                 )
             tensors[name] = entry
     absent = sorted(set(files_of) - set(tensors))
     if absent:
         raise SurgeryError(
-            f"{path} promises {len(absent)} tensors that no shard holds, the first is {absent[0]!r}. "
+            f"{path} promises {len(absent)} tensors that no shard holds, the first is {shown(absent[0])}. "
             "Copy the files again."
         )
-    return Weights(folder, tuple(shards), tensors)
+    return _weights_of(folder, tuple(shards), tensors)
+
+
+def _check_file(folder: Path, name: str) -> dict[str, TensorEntry]:
+    """The tensors of a weight file, if it is the folder's own."""
+    check_entry(folder, folder / name)
+    return read_header(folder / name)
+
+
+def _weights_of(folder: Path, files: tuple[str, ...], tensors: Mapping[str, TensorEntry]) -> Weights:
+    return Weights(folder, files, tensors, {name: _stamp(folder / name) for name in files})
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    """Differs once a file's content was replaced or written to; empty where it is gone."""
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def check_unchanged(weights: Weights) -> None:
+    """Refuse what was made of weight files that were changed in the meantime.
+
+    Raises:
+        SurgeryError: a file is not the one that was checked; names it.
+    """
+    for name, stamp in weights.stamps.items():
+        if _stamp(weights.folder / name) != stamp:
+            raise SurgeryError(
+                f"{weights.folder / name} was changed or removed while it was in use, so nothing was kept. Run the "
+                "command again when nothing else works on that folder."
+            )
+
+
+def check_entry(folder: Path, path: Path) -> None:
+    """Refuse what is neither a regular file nor a folder of them, and a link that leads out of the model's folder.
+
+    A link may lead to another file of the folder and, from a snapshot in the hub's cache, to the blobs of the same
+    model. What lies in a folder is looked at likewise.
+
+    Raises:
+        SurgeryError: names the file, and where its link leads.
+    """
+    home = folder.resolve()
+    homes = [home]
+    if home.parent.name == "snapshots" and home.parent.parent.name.startswith("models--"):
+        homes.append(home.parent.parent / "blobs")
+    try:
+        target = path.resolve(strict=True)
+        mode = target.stat().st_mode
+    except (OSError, RuntimeError) as error:  # a loop of links is the second
+        raise SurgeryError(f"{path} cannot be read ({_reason(error)}). Copy the model again.") from error
+    if not any(target.is_relative_to(place) for place in homes):
+        raise SurgeryError(
+            f"{path} is a link to {target}, outside of the model's folder, and is not followed. "
+            "Put the file itself there if you trust it."
+        )
+    if stat.S_ISDIR(mode) and path.suffix not in (".json", ".safetensors"):
+        for inner in sorted(path.iterdir()):
+            check_entry(folder, inner)
+    elif not stat.S_ISREG(mode):
+        raise SurgeryError(f"{path} is no regular file (a pipe, a device or a folder). Copy the model again.")
+
+
+def _read_json(path: Path) -> Any:
+    """The value in a JSON file of bounded size.
+
+    Raises:
+        ValueError: it is not JSON, too large, or has a key that cannot be shown.
+        OSError: it cannot be read.
+    """
+    size = path.stat().st_size
+    content = path.read_bytes() if size <= MAX_HEADER_BYTES else b""
+    num_values = sum(map(content.count, (b",", b"[", b"{")))
+    if size > MAX_HEADER_BYTES or num_values > MAX_HEADER_VALUES:
+        raise ValueError(f"it has {size} bytes and {num_values} values, which is no model's")
+    return json.loads(content.decode(), object_pairs_hook=_with_printable_keys)
+
+
+def _with_printable_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Keys get into notes and messages; the last of two equal ones counts, as transformers has it."""
+    for key, _ in pairs:
+        if not key.isprintable() or len(key) > MAX_REASON:
+            raise ValueError(f"no name of a field: {key!r}")
+    return dict(pairs)
+
+
+def shown(value: Any) -> str:
+    """A value of a file in one short line."""
+    shown = repr(value)
+    return shown if len(shown) <= MAX_REASON else f"{shown[:MAX_REASON]}..."
+
+
+def _reason(error: BaseException) -> str:
+    """What others say is wrong, in one short line."""
+    words = " ".join(str(error).split()) or type(error).__name__
+    return words if len(words) <= MAX_REASON else f"{words[:MAX_REASON]}..."
 
 
 def decode_floats(value: Any) -> Any:
@@ -210,7 +352,7 @@ def build_config(config: Mapping[str, Any]) -> Any:
     except Exception as error:  # validators of 190 classes: no common class of errors
         raise SurgeryError(
             f"the config of model_type {config.get('model_type')!r} is refused by transformers: "
-            f"{' '.join(str(error).split())}. Mend config.json, or use another model."
+            f"{_reason(error)}. Mend config.json, or use another model."
         ) from error
 
 
@@ -220,12 +362,18 @@ def build_on_meta(config: Any) -> PreTrainedModel:
     Raises:
         SurgeryError: the class cannot be built from this config.
     """
+    depth = getattr(config.get_text_config(decoder=True), "num_hidden_layers", None)
+    if type(depth) is int and depth > MAX_DEPTH:
+        raise SurgeryError(
+            f"the config of {config.model_type!r} states {depth} layers, and at most {MAX_DEPTH} are built. "
+            "Mend config.json, or name another model."
+        )
     try:
         with torch.device("meta"):
             model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except Exception as error:  # constructors of 190 classes: no common class of errors
         raise SurgeryError(
-            f"a {config.model_type!r} of this config cannot be built: {' '.join(str(error).split())}. "
+            f"a {config.model_type!r} of this config cannot be built: {_reason(error)}. "
             "Choose another depth, or another model."
         ) from error
     return model
@@ -290,7 +438,7 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedMo
             )
     except Exception as error:  # loaders of 190 classes: no common class of errors
         raise SurgeryError(
-            f"{folder} cannot be loaded: {' '.join(str(error).split())}. Check that config.json belongs to the weights."
+            f"{folder} cannot be loaded: {_reason(error)}. Check that config.json belongs to the weights."
         ) from error
     unread = re.compile("|".join(unread_patterns(model)))
     info["unexpected_keys"] = [

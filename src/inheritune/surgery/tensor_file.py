@@ -9,6 +9,7 @@ Source: the safetensors format, https://github.com/huggingface/safetensors (form
 import hashlib
 import json
 import math
+import stat
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +23,15 @@ from inheritune.errors import SurgeryError
 
 MAX_HEADER_BYTES = 100_000_000
 """The format's own limit."""
+
+MAX_HEADER_VALUES = 2_000_000
+"""Values in a header, so that reading one takes seconds and some hundred MB: about 200,000 tensors in one file.
+
+The largest published models have about 150,000 tensors in all their files together.
+"""
+
+MAX_NAME = 1000
+"""Characters in a tensor's name."""
 
 CHUNK_BYTES = 16 * 2**20
 """Bytes in memory at a time while a tensor is copied."""
@@ -110,7 +120,10 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
         SurgeryError: the file is truncated or damaged; says which file and what was expected.
     """
     try:
-        size = path.stat().st_size
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for, and a device has no end
+            raise OSError("it is no regular file")
+        size = found.st_size
         with path.open("rb") as file:
             start = file.read(8)
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
@@ -123,6 +136,7 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
             path, f"it has {size} bytes, and its header length reads {length if len(start) == 8 else 'nothing'}"
         )
     try:
+        _check_size(content)
         header = json.loads(content.decode(), object_pairs_hook=_without_duplicates)
         _check_metadata(header.pop("__metadata__", {}))
         entries = {name: _entry(path, name, 8 + length, value) for name, value in header.items()}
@@ -143,6 +157,19 @@ def _damaged(path: Path, reason: str) -> SurgeryError:
     return SurgeryError(
         f"{path} is truncated or damaged: {reason}. Download or copy it again, then run the same command."
     )
+
+
+def _check_size(content: bytes) -> None:
+    """Refuse a header before it is parsed whose values would fill the memory, or that does not begin like one.
+
+    Raises:
+        ValueError: it has too many, or begins otherwise.
+    """
+    if content[:1] != b"{":
+        raise ValueError(f"it begins with {content[:1]!r}")
+    num_values = sum(map(content.count, (b",", b"[", b"{")))
+    if num_values > MAX_HEADER_VALUES:
+        raise ValueError(f"{num_values} values, at most {MAX_HEADER_VALUES} are read")
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -168,8 +195,14 @@ def _entry(path: Path, name: str, data_start: int, value: Mapping[str, Any]) -> 
     Raises:
         ValueError, KeyError, TypeError: it does not describe a tensor.
     """
-    shape, (begin, end) = value["shape"], value["data_offsets"]
-    name.encode()  # a lone surrogate could not be written again
+    if set(value) != {"dtype", "shape", "data_offsets"}:
+        raise ValueError(f"a tensor has the fields {sorted(value)}, not dtype, shape and data_offsets")
+    shape, offsets = value["shape"], value["data_offsets"]
+    if not isinstance(shape, list) or not isinstance(offsets, list):
+        raise ValueError(f"shape {shape!r} or offsets {offsets!r} are no lists")
+    begin, end = offsets
+    if not name.isprintable() or len(name) > MAX_NAME:  # it is shown, and written again
+        raise ValueError(f"no name of a tensor: {name[:MAX_NAME]!r}")
     if len(shape) > MAX_DIMENSIONS:
         raise ValueError(f"{len(shape)} dimensions, at most {MAX_DIMENSIONS} are known")
     if not all(type(number) is int and 0 <= number < 2**63 for number in (*shape, begin, end)):
@@ -180,13 +213,28 @@ def _entry(path: Path, name: str, data_start: int, value: Mapping[str, Any]) -> 
     return TensorEntry(path, value["dtype"], tuple(shape), data_start + begin, data_start + end, name)
 
 
+def _opened(entry: TensorEntry) -> BinaryIO:
+    """The tensor's file.
+
+    Raises:
+        SurgeryError: it is there no more.
+    """
+    try:
+        return entry.file.open("rb")
+    except OSError as error:
+        raise SurgeryError(
+            f"{entry.file} cannot be read any more ({error}): it was changed while it was in use. Run the command "
+            "again when nothing else works on that folder."
+        ) from error
+
+
 def chunks(entry: TensorEntry) -> Iterator[bytes]:
     """The tensor's bytes, ``CHUNK_BYTES`` at a time.
 
     Raises:
         SurgeryError: the file ends before the tensor does (it was changed while it was read).
     """
-    with entry.file.open("rb") as file:
+    with _opened(entry) as file:
         file.seek(entry.begin)
         left = entry.num_bytes
         while left:
@@ -205,7 +253,7 @@ def _leading(entry: TensorEntry, shape: tuple[int, ...]) -> Iterator[bytes]:
     if kept_bytes == row_bytes:
         yield from chunks(replace(entry, end=entry.begin + rows * row_bytes))
         return
-    with entry.file.open("rb") as file:
+    with _opened(entry) as file:
         for row in range(rows):
             file.seek(entry.begin + row * row_bytes)
             content = file.read(kept_bytes)

@@ -5,6 +5,7 @@ decided before a byte is written, from both configs and both models on device me
 back and run (law 2). The folder appears under its name by one rename, whole, or not at all.
 """
 
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,18 @@ from inheritune.errors import SurgeryError
 from inheritune.runs import new_folder, write_json
 from inheritune.surgery.certificate import FILE, Certificate, Operation, TensorOrigin
 from inheritune.surgery.cut import Cut, plan_cut
-from inheritune.surgery.folder import INDEX, PICKLED, WEIGHTS, Weights, check_files, encode_floats, load_model, resolve
+from inheritune.surgery.folder import (
+    INDEX,
+    PICKLED,
+    WEIGHTS,
+    Weights,
+    check_entry,
+    check_files,
+    check_unchanged,
+    encode_floats,
+    load_model,
+    resolve,
+)
 from inheritune.surgery.proof import Trace, fits_in_memory, largest_difference, trace
 from inheritune.surgery.selection import is_prefix
 from inheritune.surgery.tensor_file import FLOATS, Piece, TensorEntry, read_header, sha256, split_shards, write_file
@@ -79,6 +91,7 @@ def inherit(
     with new_folder(target) as new:
         write_json(new / "config.json", encode_floats(cut.config))
         hashes = _write_weights(new, cut.pieces, max_shard_bytes)
+        check_unchanged(weights)
         copy_companions(folder, new)
         if verify:
             _check_bytes(new, hashes)
@@ -122,8 +135,12 @@ def _check_target(target: Path, reference: Path) -> None:
 
 
 def _check_space(target: Path, cut: Cut) -> None:
-    """Refuse before the disk is full."""
+    """Refuse before the disk is full, and where nothing can be written."""
     place = next(parent for parent in target.resolve().parents if parent.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise SurgeryError(
+            f"{place} cannot be written to (no folder, no permission, or a read-only disk). Name another folder."
+        )
     needed, free = sum(piece.num_bytes for piece in cut.pieces), shutil.disk_usage(place).free
     if needed > free:
         raise SurgeryError(
@@ -177,6 +194,7 @@ def copy_companions(reference: Path, folder: Path) -> None:
     """Tokenizer files, generation config, chat templates and licence, byte for byte; no pickle."""
     for pattern in COPIED_FILES:
         for path in sorted(reference.glob(pattern)):
+            check_entry(reference, path)
             if path.is_dir():
                 shutil.copytree(path, folder / path.name, dirs_exist_ok=True)
             elif path.suffix not in PICKLED:
