@@ -80,7 +80,7 @@ def test_every_module_and_folder_is_documented_and_none_is_empty():
 HEAVY = {"torch", "transformers", "datasets", "matplotlib", "numpy"}
 
 
-VERBS = ["demo", "init", "run", "inherit", "prepare", "train", "eval", "report"]
+VERBS = ["demo", "init", "run", "inherit", "doctor", "prepare", "train", "eval", "report"]
 
 
 @pytest.mark.parametrize("verb", [[], *([verb] for verb in VERBS)], ids=str)

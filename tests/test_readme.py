@@ -42,7 +42,7 @@ def test_the_python_block_runs_as_one_script(save_reference, tmp_path):
 
 
 def test_the_readme_shows_every_verb():
-    assert {words[0] for words in COMMANDS} >= {"demo", "init", "run", "inherit", "prepare", "train", "eval"}
+    assert {words[0] for words in COMMANDS} >= {"demo", "init", "run", "inherit", "doctor", "prepare", "train", "eval"}
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)

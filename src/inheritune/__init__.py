@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from inheritune.job import grow
     from inheritune.recipe import Recipe, TrainRecipe
     from inheritune.reporting.page import report
+    from inheritune.surgery.doctor import diagnose
+    from inheritune.surgery.repair import repair
     from inheritune.surgery.transplant import inherit
     from inheritune.training.stage import train
 
@@ -34,10 +36,12 @@ _HOMES = {
     "SurgeryError": "errors",
     "TrainRecipe": "recipe",
     "TrainingError": "errors",
+    "diagnose": "surgery.doctor",
     "evaluate": "evaluation.compare",
     "grow": "job",
     "inherit": "surgery.transplant",
     "prepare": "data.shards",
+    "repair": "surgery.repair",
     "report": "reporting.page",
     "train": "training.stage",
 }
@@ -52,10 +56,12 @@ __all__ = [
     "SurgeryError",
     "TrainRecipe",
     "TrainingError",
+    "diagnose",
     "evaluate",
     "grow",
     "inherit",
     "prepare",
+    "repair",
     "report",
     "train",
 ]

@@ -11,6 +11,7 @@ from typing import Any, TextIO, cast
 from cyclopts import App, CycloptsError
 
 from inheritune.cli.demo import demo
+from inheritune.cli.doctor import doctor
 from inheritune.cli.eval import evaluate
 from inheritune.cli.inherit import inherit
 from inheritune.cli.init import init
@@ -33,6 +34,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "init": init,
     "run": run,
     "inherit": inherit,
+    "doctor": doctor,
     "prepare": prepare,
     "train": train,
     "eval": evaluate,

@@ -139,6 +139,20 @@ def plan_cut(weights: Weights, layers: int | str | Sequence[int], dtype: str | t
     return Cut(anatomy, selection, child_config, pieces, origins, tuple(notes))
 
 
+def cut_config(config: Mapping[str, Any], parent: PreTrainedModel, depth: int) -> dict[str, Any]:
+    """The config of a child with the first layers, where files are not asked.
+
+    Args:
+        config: the reference's config.json.
+        parent: its model on device meta.
+        depth: kept layers.
+
+    Raises:
+        SurgeryError: the child's class would not be the reference's with fewer layers.
+    """
+    return _sketch(config, parent.config.to_dict(), parent, find_layers(parent), range(depth)).config
+
+
 @dataclass(frozen=True)
 class _Sketch:
     """A child without its weights: the config to be written, notes, the model on device meta, its own text config, and
