@@ -83,7 +83,7 @@ def test_moved_layers_that_compute_something_else_are_a_warning_on_stderr(save_r
     for extra in ([], ["--dry-run"], ["--json"]):
         assert run("inherit", "reference", "child", "--layers", "drop 0", *extra) == 0
         shown = capsys.readouterr()
-        assert shown.err.startswith("warning: moved layers do not compute what they did: ")
+        assert shown.err.startswith("warning: moved layers do not compute what they did, since ")
         assert "warning: moved" not in shown.out
 
 

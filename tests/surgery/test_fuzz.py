@@ -267,7 +267,7 @@ def test_header_that_is_damaged_in_its_meaning_is_refused_or_read_as_the_library
     path = tmp_path / "a.safetensors"
     seen = fuzz(damaged_files(), examples, lambda content: judge(path, content))
     assert sum(seen.values()) >= examples
-    assert seen["read"] > examples // 20 and seen["refused"] > examples // 20  # neither everything nor nothing
+    assert min(seen["read"], seen["refused"]) > examples // 100  # neither everything nor nothing
 
 
 @pytest.mark.reliability("R16")
