@@ -35,9 +35,9 @@ class Certificate:
     """What an inheritance did and proved.
 
     Attributes:
-        kind: ``prefix``: the hidden state after the child's last layer was compared with the reference's; ``bytes``:
-            every tensor's bytes were read back and compared; ``grown``: a trained child with further layers on top,
-            whose hidden state below them was compared with that of the child it was.
+        kind: ``prefix``: the hidden state after each of the child's layers was compared with the reference's;
+            ``bytes``: every tensor's bytes were read back and compared; ``grown``: a trained child with further layers
+            on top, whose hidden state below them was compared with that of the child it was.
         reference: path or hub id, as it was given.
         layers: kept layers of the reference, counted from 0.
         max_abs_difference: of the hidden states (and logits, when all layers are kept, or the added ones are no-ops),
