@@ -37,7 +37,7 @@ STRICTER = {
     "a name twice in one object": r"a name occurs twice",
     "metadata null": r"__metadata__ is no mapping of text to text",
     "further fields of a tensor": r"a tensor has the fields",
-    "a tensor as a list": r"has no attribute|not iterable|indices",
+    "a tensor as a list": r"a tensor is described by",
     "more dimensions than torch has": r"dimensions, at most 64",
     "a size of more than 63 bits": r"are not sizes",
     "a number of more digits than Python reads": r"Exceeds the limit",

@@ -393,6 +393,12 @@ def unread_patterns(model: PreTrainedModel) -> list[str]:
     return [*sorted(declared), *OLD_BUFFERS, *(f"^(?:{re.escape(front)})?{re.escape(name)}$" for name in computed)]
 
 
+def strangers(names: Iterable[str], model: PreTrainedModel) -> list[str]:
+    """Those of a file's left-over tensors that neither ``unread_patterns`` nor prediction layers account for."""
+    unread = re.compile("|".join(unread_patterns(model)))
+    return sorted(name for name in names if not unread.search(name) and not _is_of_tail(name, model.config))
+
+
 def _is_of_tail(name: str, config: Any) -> bool:
     """Whether a tensor belongs to the prediction layers that the config states behind its last layer."""
     text = config.get_text_config(decoder=True)
@@ -443,10 +449,7 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedMo
         raise SurgeryError(
             f"{folder} cannot be loaded: {_reason(error)}. Check that config.json belongs to the weights."
         ) from error
-    unread = re.compile("|".join(unread_patterns(model)))
-    info["unexpected_keys"] = [
-        name for name in info["unexpected_keys"] if not unread.search(name) and not _is_of_tail(name, config)
-    ]
+    info["unexpected_keys"] = strangers(info["unexpected_keys"], model)
     faults = [
         f"{len(keys)} {kind.replace('_keys', '')} (first: {min(map(str, keys))})"
         for kind, keys in sorted(info.items())

@@ -213,6 +213,8 @@ def _entry(path: Path, name: str, data_start: int, value: Mapping[str, Any]) -> 
     Raises:
         ValueError, KeyError, TypeError: it does not describe a tensor.
     """
+    if not isinstance(value, dict):
+        raise ValueError(f"a tensor is described by {value!r}")
     if set(value) != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"a tensor has the fields {sorted(value)}, not dtype, shape and data_offsets")
     shape, offsets = value["shape"], value["data_offsets"]
