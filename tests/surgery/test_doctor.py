@@ -6,7 +6,7 @@ import torch
 from architectures.nursery import TYPES, save, silence
 from passthrough import KINDS, make
 from safetensors.torch import load_file, save_file
-from test_layouts import LAYOUTS, parameters, write
+from test_layouts import LAYOUTS, QUICK, parameters, write
 
 from inheritune.errors import SurgeryError
 from inheritune.surgery import doctor
@@ -83,7 +83,9 @@ def test_of_every_type_wrong_folders_are_found_and_right_ones_are_sound(model_ty
 
 
 @pytest.mark.parametrize("layout", sorted(LAYOUTS))
-def test_published_layout_is_sound(layout, build_model, save_reference, tmp_path):
+def test_published_layout_is_sound(layout, build_model, save_reference, tmp_path, full):
+    if not full and layout not in QUICK:
+        pytest.skip("the long form alone")
     family, settings, publish = LAYOUTS[layout]
     folder = save_reference(family, tmp_path / "reference", **settings)
     write(publish(parameters(build_model(family, **settings))), folder / "model.safetensors")
