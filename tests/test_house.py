@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "src" / "inheritune"
 
 FLOORS = [
     ["errors"],
-    ["units"],
+    ["units", "selection_words"],
     ["recipe_parts", "recipe_yaml"],
     ["recipe", "runs"],
     ["machine"],

@@ -176,6 +176,7 @@ def test_a_number_with_a_suffix_is_no_plain_number(load, line):
         ("inherit: {layers: 0}", "inherit.layers"),
         ("inherit: {layers: [3, 1]}", "inherit.layers"),
         ("inherit: {layers: most}", "inherit.layers"),
+        ("inherit: {layers: drop}", "inherit.layers"),
         ("train: {warmup_fraction: 0.9, cooldown_fraction: 0.9}", "train"),
         ("train: {beta2_half_life: 0}", "train.beta2_half_life"),
         ("train: {average_half_life: -1M}", "train.average_half_life"),
@@ -194,6 +195,21 @@ def test_a_number_with_a_suffix_is_no_plain_number(load, line):
 )
 def test_a_wrong_value_is_refused_and_never_a_traceback(load, line, key):
     assert key in problems(load, SMALL + line + "\n")
+
+
+@pytest.mark.parametrize(
+    ("written", "layers"),
+    [
+        ("12", 12),
+        ("'12'", 12),
+        ("half", "half"),
+        ("0-5,8,-1", "0-5,8,-1"),
+        ("drop 20-27", "drop 20-27"),
+        ("[0, 1]", [0, 1]),
+    ],
+)
+def test_layers_are_written_in_a_recipe_as_on_the_command_line(load, written, layers):
+    assert load(f"{SMALL}inherit:\n  layers: {written}\n").inherit.layers == layers
 
 
 def test_a_section_without_keys_has_its_defaults(load):

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inheritune.units import format_bytes, format_count, format_duration, parse_fraction, parse_quantity
+from inheritune.units import format_bytes, format_count, format_duration, parse_bytes, parse_fraction, parse_quantity
 
 
 @pytest.mark.parametrize(
@@ -48,6 +48,33 @@ def test_a_whole_number_reads_back_from_its_own_digits(number):
 @given(st.integers(0, 10**12))
 def test_a_formatted_count_reads_back_within_its_digits(number):
     assert parse_quantity(format_count(number)) == pytest.approx(number, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("2GB", 2 * 10**9),
+        ("1.5 gb", 15 * 10**8),
+        ("500MB", 5 * 10**8),
+        ("20k", 20_000),
+        (" 7 ", 7),
+        ("3B", 3),
+        ("1T", 10**12),
+    ],
+)
+def test_sizes_are_read(text, number):
+    assert parse_bytes(text) == number
+
+
+@pytest.mark.parametrize("text", ["", "GB", "x", "2GiB", "-1GB", "0.5B", "1e9", "nan", "2 lots"])
+def test_what_is_no_size_is_refused(text):
+    with pytest.raises(ValueError, match="2GB"):
+        parse_bytes(text)
+
+
+@given(st.integers(0, 10**13))
+def test_a_size_that_is_shown_is_read_back_within_its_digits(number):
+    assert parse_bytes(format_bytes(number)) == pytest.approx(number, rel=0.06)
 
 
 def test_counts_bytes_and_times_carry_their_unit():

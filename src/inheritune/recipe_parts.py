@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from inheritune.selection_words import WORDS, parse_selection_words
 from inheritune.units import parse_fraction, parse_quantity
 
 Count = Annotated[int, BeforeValidator(lambda value: parse_quantity(value)), Field(gt=0)]
@@ -43,15 +44,18 @@ def _target(value: Any) -> Any:
 
 def _layers(value: Any) -> Any:
     """Layers to inherit; whether the reference has them is known later."""
-    if isinstance(value, str) and value.strip().isdecimal():
-        value = int(value)
-    if value == "half" or (type(value) is int and value > 0):
+    if isinstance(value, str):
+        words = parse_selection_words(value)
+        if words.kind != "first":
+            return value.strip()
+        value = words.number
+    if type(value) is int and value > 0:
         return value
     if isinstance(value, list | tuple) and value and all(type(index) is int and index >= 0 for index in value):
         if list(value) == sorted(set(value)):
             return list(value)
         raise ValueError(f"the layers are not in increasing order; write each once: {sorted(set(value))}")
-    raise ValueError("should be 'half', a number of layers above 0, or increasing indices from 0")
+    raise ValueError(f"should be a number of layers above 0, increasing indices from 0, or one of {WORDS}")
 
 
 def section(value: Any) -> Any:
@@ -167,7 +171,7 @@ class InheritRecipe(RecipePart):
     """What the first child keeps."""
 
     layers: Annotated[int | str | list[int], BeforeValidator(_layers)] = "half"
-    """A number of layers, or half."""
+    """A number of first layers, half, or the same in other words, as 0-11 or 'drop 20-27'; growth needs a prefix."""
 
 
 class GrowthRecipe(RecipePart):

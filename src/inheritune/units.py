@@ -2,10 +2,15 @@
 
 import math
 import re
+from decimal import Decimal
 
 SCALES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
 
 QUANTITY = re.compile(r"\s*([+-]?(?:\d[\d_]*\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*([kmbt]?)\s*", re.IGNORECASE)
+
+SIZES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+
+SIZE = re.compile(r"\s*([0-9]{1,30}(?:\.[0-9]{1,30})?)\s*([kmgt]?)b?\s*", re.IGNORECASE)
 
 
 def parse_quantity(value: str | int | float) -> int:
@@ -29,6 +34,19 @@ def parse_quantity(value: str | int | float) -> int:
     if not math.isfinite(number) or abs(number - round(number)) > 1e-6 * max(1.0, abs(number)):
         raise ValueError(f"{value!r} is not a whole number; write one such as 12, 131k or 1B")
     return round(number)
+
+
+def parse_bytes(value: str) -> int:
+    """A size, written as ``2GB``, ``500 MB``, ``1.5 GB`` or a plain number of bytes; powers of 1,000.
+
+    Raises:
+        ValueError: it is not such a size, or not a whole number of bytes.
+    """
+    match = SIZE.fullmatch(value)
+    number = Decimal(match[1]) * SIZES[match[2].lower()] if match else Decimal("nan")
+    if not number.is_finite() or number != int(number):
+        raise ValueError(f"{value!r} is not a size; write one such as 2GB, 500MB or a number of bytes")
+    return int(number)
 
 
 def parse_fraction(value: str | float) -> float:

@@ -193,9 +193,10 @@ def test_a_budget_above_the_data_is_refused_and_says_what_to_set(recipe, tmp_pat
     assert not (tmp_path / "run" / "data").exists()
 
 
-def test_a_selection_that_is_no_prefix_is_refused_for_growth(recipe):
-    with pytest.raises(RecipeError, match="prefix"):
-        grow(recipe(inherit__layers=[0, 2]), progress=Silent())
+@pytest.mark.parametrize(("layers", "said"), [([0, 2], "0,2"), ("drop 1", "0,2-3"), ("last-2", "2-3"), ("0,-1", "0,3")])
+def test_a_selection_that_is_no_prefix_is_refused_for_growth(recipe, layers, said):
+    with pytest.raises(RecipeError, match=f"prefix.*the layers {said} of 4"):
+        grow(recipe(inherit__layers=layers), progress=Silent())
 
 
 def test_a_reference_without_weights_is_refused(recipe, tmp_path):

@@ -144,7 +144,18 @@ def test_missing_shard_is_named(save_reference, tmp_path):
         check_files(folder)
 
 
-@pytest.mark.parametrize("shard", ["../other.safetensors", "/etc/passwd", "sub/model.safetensors", "weights.bin", 3])
+@pytest.mark.parametrize(
+    "shard",
+    [
+        "../other.safetensors",
+        "/etc/passwd",
+        "sub/model.safetensors",
+        "weights.bin",
+        3,
+        "x" * 300 + ".safetensors",
+        "..\\other.safetensors",
+    ],
+)
 def test_index_that_leaves_the_folder_is_refused(shard, save_reference, tmp_path):
     folder = save_reference("llama", tmp_path / "reference", max_shard_size="20KB")
     index = json.loads((folder / INDEX).read_text())
@@ -518,6 +529,7 @@ def test_escape_codes_of_a_file_never_reach_the_terminal(place, save_reference, 
         alter(folder, model_type=ESCAPES)
     else:
         alter(folder, model_type="their_own", auto_map={ESCAPES: ESCAPES})
+    capsys.readouterr()  # what saving the reference has said
     with pytest.raises(SystemExit) as end:
         main(["inherit", str(folder), str(tmp_path / "child"), "--layers", "2"])
     said = capsys.readouterr().err

@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -8,12 +9,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from inheritune.errors import SurgeryError
+from inheritune.errors import DiskError, RecipeError, SurgeryError
 from inheritune.surgery import transplant
 from inheritune.surgery.anatomy import anatomy_of_folder, layer_modules
 from inheritune.surgery.certificate import Certificate
 from inheritune.surgery.cut import plan_cut
 from inheritune.surgery.folder import load_model
+from inheritune.surgery.tensor_file import Piece
 from inheritune.surgery.transplant import inherit
 
 
@@ -235,11 +237,11 @@ def test_selection_that_the_reference_cannot_give_leaves_nothing_behind(layers, 
     assert [path.name for path in tmp_path.iterdir()] == ["reference"]
 
 
-@pytest.mark.parametrize("step", ["_write_weights", "copy_companions", "_check_bytes", "_compare"])
+@pytest.mark.parametrize("step", ["write_weights", "copy_companions", "hash_written", "_compare"])
 def test_interruption_in_the_middle_leaves_no_child(step, save_reference, tmp_path, monkeypatch):
     reference = save_reference("llama", tmp_path / "reference")
 
-    def interrupt(*_arguments):
+    def interrupt(*_arguments, **_keywords):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(transplant, step, interrupt)
@@ -283,18 +285,18 @@ def test_swapped_layers_are_found_by_the_certificate_and_nothing_is_kept(save_re
 
 def test_bytes_that_read_back_otherwise_are_refused(save_reference, tmp_path, monkeypatch):
     reference = save_reference("llama", tmp_path / "reference")
-    write = transplant._write_weights
+    write = transplant.write_weights
 
     def bad_disk(folder, *arguments):
-        hashes = write(folder, *arguments)
+        files = write(folder, *arguments)
         with (folder / "model.safetensors").open("r+b") as file:
             file.seek(-1, 2)
             last = file.read(1)
             file.seek(-1, 2)
             file.write(bytes([last[0] ^ 1]))
-        return hashes
+        return files
 
-    monkeypatch.setattr(transplant, "_write_weights", bad_disk)
+    monkeypatch.setattr(transplant, "write_weights", bad_disk)
     with pytest.raises(SurgeryError, match="reads back otherwise"):
         inherit(reference, tmp_path / "child", layers=[0, 2])
     assert not (tmp_path / "child").exists()
@@ -303,9 +305,64 @@ def test_bytes_that_read_back_otherwise_are_refused(save_reference, tmp_path, mo
 def test_full_disk_is_refused_before_a_byte_is_written(save_reference, tmp_path, monkeypatch):
     reference = save_reference("llama", tmp_path / "reference")
     monkeypatch.setattr(transplant.shutil, "disk_usage", lambda _place: shutil._ntuple_diskusage(10, 9, 1))
-    with pytest.raises(SurgeryError, match="Free some space"):
+    with pytest.raises(DiskError, match=r"no space for the child: .* Free some space"):
         inherit(reference, tmp_path / "child")
     assert [path.name for path in tmp_path.iterdir()] == ["reference"]
+
+
+def test_target_in_a_place_that_cannot_be_written_is_refused_in_words(save_reference, tmp_path, monkeypatch):
+    reference = save_reference("llama", tmp_path / "reference")
+    monkeypatch.setattr(transplant.os, "access", lambda *_arguments: False)
+    with pytest.raises(SurgeryError, match=f"nothing can be written in {tmp_path}, where child is to be made"):
+        inherit(reference, tmp_path / "child")
+    assert [path.name for path in tmp_path.iterdir()] == ["reference"]
+
+
+def test_shard_of_no_bytes_is_wrong_usage(save_reference, tmp_path):
+    with pytest.raises(RecipeError, match="max_shard_bytes 1 or more"):
+        inherit(save_reference("llama", tmp_path / "reference"), tmp_path / "child", max_shard_bytes=0)
+
+
+def test_certificates_of_equal_cuts_are_equal(save_reference, tmp_path):
+    reference = save_reference("qwen3_moe", tmp_path / "reference")
+    one, other = (inherit(reference, tmp_path / name, layers=3) for name in ("a", "b"))
+    assert one == other
+    assert (tmp_path / "a" / "certificate.json").read_bytes() == (tmp_path / "b" / "certificate.json").read_bytes()
+
+
+def test_child_whose_last_tensor_transformers_would_not_find_is_not_kept(save_reference, tmp_path, monkeypatch):
+    reference = save_reference("llama", tmp_path / "reference")
+
+    def without_norm(*arguments):
+        cut = plan_cut(*arguments)
+        return dataclasses.replace(cut, pieces=tuple(each for each in cut.pieces if each.name != "model.norm.weight"))
+
+    monkeypatch.setattr(transplant, "plan_cut", without_norm)
+    for layers in (2, [0, 2]):
+        with pytest.raises(SurgeryError, match=r"1 missing \(first: model\.norm\.weight\)"):
+            inherit(reference, tmp_path / "child", layers=layers)
+    assert [path.name for path in tmp_path.iterdir()] == ["reference"]
+
+
+def test_constant_is_certified_as_one(save_reference, tmp_path, monkeypatch):
+    reference = save_reference("gpt2", tmp_path / "reference")
+    name = "transformer.h.1.attn.c_attn.bias"
+
+    def with_zeros(*arguments):
+        cut = plan_cut(*arguments)
+        pieces = [
+            Piece(name, None, each.dtype, each.shape, must_be_finite=True) if each.name == name else each
+            for each in cut.pieces
+        ]
+        return dataclasses.replace(cut, pieces=tuple(pieces))
+
+    monkeypatch.setattr(transplant, "plan_cut", with_zeros)
+    certificate = inherit(reference, tmp_path / "child", layers=[0, 1, 3])
+    zeros = load_file(tmp_path / "child" / "model.safetensors")[name]
+    assert not zeros.any() and zeros.shape == (96,)
+    origin = certificate.tensors[name]
+    assert (origin.source, origin.op) == ("0", "constant")
+    assert origin.sha256 == hashlib.sha256(zeros.numpy().tobytes()).hexdigest()
 
 
 def test_config_that_states_more_layers_than_the_files_hold_is_refused(save_reference, tmp_path):

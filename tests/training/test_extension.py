@@ -90,7 +90,7 @@ def test_a_larger_budget_finishes_the_pass_then_brings_the_new_text(lab, text_fi
     seen, honest = [], loop.accumulate_gradient
 
     def spy(functions, rows, choices):
-        seen.append(rows.numpy().copy())
+        seen.append(rows.cpu().numpy().copy())
         return honest(functions, rows, choices)
 
     monkeypatch.setattr(loop, "accumulate_gradient", spy)

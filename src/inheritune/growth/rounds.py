@@ -33,7 +33,8 @@ from inheritune.surgery.anatomy import anatomy_of_folder
 from inheritune.surgery.cut import plan_cut
 from inheritune.surgery.folder import build_config, build_on_meta, check_files, read_config
 from inheritune.surgery.positions import check_positions
-from inheritune.surgery.selection import is_prefix, parse_selection
+from inheritune.surgery.scores import scores_for
+from inheritune.surgery.selection import in_words, is_prefix, parse_selection
 from inheritune.training.going_on import read_result
 from inheritune.training.plan import LoopResult
 
@@ -141,11 +142,13 @@ def _begun_depths(run: Run) -> list[int]:
 
 def _depths(recipe: Recipe, depth: int, begun: list[int]) -> list[int]:
     """Depths of the rounds; refused where the recipe asks for what a reference of this depth cannot give."""
-    layers = parse_selection(recipe.growth.start_depth or recipe.inherit.layers, depth)
+    asked = recipe.growth.start_depth or recipe.inherit.layers
+    layers = parse_selection(asked, depth, scores_for(asked))
     if not is_prefix(layers):
         raise RecipeError(
-            f"growth deepens a prefix of the reference, and inherit.layers is {recipe.inherit.layers!r}. "
-            "Give a number of layers, or 'half'; other selections are for `inheritune inherit`."
+            f"growth deepens a prefix of the reference, and inherit.layers is {recipe.inherit.layers!r}: the layers "
+            f"{in_words(layers)} of {depth}. Give a number of layers, or 'half'; other selections are for "
+            "`inheritune inherit`."
         )
     return depth_schedule(
         depth, start=len(layers), step=recipe.growth.step, max_depth=recipe.growth.max_depth, begun=begun

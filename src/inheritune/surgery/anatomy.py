@@ -54,13 +54,18 @@ class Anatomy:
         return config
 
 
-def find_layers(model: PreTrainedModel) -> Anatomy:
+def find_layers(model: PreTrainedModel, config: Any = None) -> Anatomy:
     """Find the decoder's layer list.
+
+    Args:
+        model: on any device.
+        config: the one the model was built from, where the model keeps only the text part of it (the causal LM of a
+            wrapper for images or sound); None: the model's own.
 
     Raises:
         SurgeryError: an encoder-decoder, no layer list of the stated depth, or several that cannot be told apart.
     """
-    config: Any = model.config
+    config = model.config if config is None else config
     name = config.model_type
     if getattr(config, "is_encoder_decoder", False):
         raise SurgeryError(

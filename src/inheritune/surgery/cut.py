@@ -15,6 +15,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from inheritune.errors import SurgeryError
 from inheritune.surgery.anatomy import Anatomy, find_layers
+from inheritune.surgery.certificate import Operation
 from inheritune.surgery.config_edit import edit_config, edit_text_config
 from inheritune.surgery.exceptions import (
     LEAST_DEPTHS,
@@ -35,6 +36,7 @@ from inheritune.surgery.folder import (
     unread_patterns,
 )
 from inheritune.surgery.layer_maths import changed_settings
+from inheritune.surgery.scores import scores_for
 from inheritune.surgery.selection import is_prefix, parse_selection
 from inheritune.surgery.tensor_file import FLOATS, Piece, TensorEntry
 from inheritune.surgery.tensor_names import LayerNames, check_shapes, find_names, map_names
@@ -51,6 +53,7 @@ class Cut:
         pieces: the child's tensors.
         origins: child tensor name -> reference tensor name.
         notes: for the certificate.
+        initial: names of the child's tensors that are not inherited but begin at the model's own initialiser.
     """
 
     anatomy: Anatomy
@@ -59,6 +62,13 @@ class Cut:
     pieces: tuple[Piece, ...]
     origins: Mapping[str, str]
     notes: tuple[str, ...]
+    initial: frozenset[str] = frozenset()
+
+    def operation(self, piece: Piece) -> Operation:
+        """How the tensor comes into the child."""
+        if piece.source is None:
+            return "constant"
+        return "init" if piece.name in self.initial else "slice" if piece.leading else "copy"
 
 
 def plan_cut(weights: Weights, layers: int | str | Sequence[int], dtype: str | torch.dtype | None = None) -> Cut:
@@ -70,8 +80,8 @@ def plan_cut(weights: Weights, layers: int | str | Sequence[int], dtype: str | t
     config = read_config(weights.folder)
     parent_config = build_config(config)
     parent = build_on_meta(parent_config)
-    anatomy = find_layers(parent)
-    selection = parse_selection(layers, anatomy.depth)
+    anatomy = find_layers(parent, parent_config)
+    selection = parse_selection(layers, anatomy.depth, scores_for(layers))
     full = parent_config.to_dict()
     try:
         sketch = _sketch(config, full, parent, anatomy, selection)
@@ -90,7 +100,17 @@ def plan_cut(weights: Weights, layers: int | str | Sequence[int], dtype: str | t
                 f"hold {dropped[0]!r} behind them. Mend {anatomy.depth_field} in config.json."
             )
         notes.append(f"{len(dropped)} tensors of multi-token prediction layers are dropped (first: {dropped[0]})")
-    if unused:
+    if is_text_only(parent, parent_config):
+        unread = _unread(parent, origins)
+        lost = [name for name in unread if layer_names.index(name) is not None]
+        if lost:
+            raise SurgeryError(
+                f"the causal language model of {parent_config.model_type!r} does not read the layers of its wrapper's "
+                f"files ({lost[0]}), so there is no text decoder that could be cut. Name another model."
+            )
+        notes.append(f"the child is the text decoder alone: {len(unread)} tensors of the towers beside it are dropped")
+        unused += unread
+    elif unused:
         notes.append(f"{len(unused)} tensors that {anatomy.model_type} does not read are dropped (first: {unused[0]})")
     origins = {
         name: source
@@ -114,7 +134,7 @@ def plan_cut(weights: Weights, layers: int | str | Sequence[int], dtype: str | t
         child_config["dtype"] = str(FLOATS[word]).removeprefix("torch.")
     if zeros:
         notes.append(f"{', '.join(piece.name for piece in zeros)}: zeros, which the class wants in its last layer")
-    if any(piece.source is not None and piece.dtype != piece.source.dtype for piece in pieces):
+    if any(piece.is_converted for piece in pieces):
         notes.append(f"floating tensors converted to {word}; each hash is that of the converted bytes")
     return Cut(anatomy, selection, child_config, pieces, origins, tuple(notes))
 
@@ -222,7 +242,7 @@ def _check_maths(
         if is_prefix(layers) or isinstance(had, bool | str) or isinstance(has, bool | str):
             raise SurgeryError(
                 f"{anatomy.model_type!r} cannot be cut exactly to the layers {_in_words(layers)}: {path} would be "
-                f"{has!r}, and is {had!r} in the reference."
+                f"{shown(has)}, and is {shown(had)} in the reference."
             )
     if not changed:
         return ()
@@ -311,6 +331,17 @@ def _unused(
         for name, source in origins.items()
         if module_name(source) not in shapes and _matches(module_name(source), patterns)
     )
+
+
+def is_text_only(model: PreTrainedModel, config: Any) -> bool:
+    """Whether the causal LM of a config is built from the text part of it alone."""
+    return bool(model.config.model_type != config.model_type)
+
+
+def _unread(model: PreTrainedModel, origins: Mapping[str, str]) -> list[str]:
+    """Child names of tensors for which the class has no place, wherever transformers would load them."""
+    modules, places = module_names(model, origins.values()), model.state_dict().keys()
+    return sorted(name for name, source in origins.items() if modules[source] not in places)
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:

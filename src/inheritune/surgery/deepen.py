@@ -239,6 +239,8 @@ def _origins(folder: Path, inherited: Certificate, layers_path: str, depth: int)
         source = former.source if former else name
         if not is_added:
             origins[name] = TensorOrigin(f"child/{name}", "copy", digest)
+        elif former and former.op == "constant" and former.sha256 == digest:
+            origins[name] = former
         elif former and former.sha256 != digest and not any(chunk.count(0) != len(chunk) for chunk in chunks(entry)):
             origins[name] = TensorOrigin("0", "constant", digest)
         else:

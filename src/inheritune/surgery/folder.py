@@ -24,7 +24,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from inheritune.errors import SurgeryError
-from inheritune.surgery.tensor_file import MAX_HEADER_BYTES, MAX_HEADER_VALUES, TensorEntry, read_header
+from inheritune.surgery.tensor_file import MAX_HEADER_BYTES, MAX_HEADER_VALUES, MAX_REASON, TensorEntry, read_header
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -53,20 +53,13 @@ OLD_BUFFERS = (
 No class computes with them any more; whether a class has a parameter of such a name is asked first.
 """
 
-SHARD = re.compile(r"[^/\\\x00-\x1f\x7f-\x9f]+\.safetensors")
-"""Name of a weight file in an index: of the same folder, and fit to be shown."""
-
 TAIL = "num_nextn_predict_layers"
 """Config field: how many layers of multi-token prediction are stored behind the last layer (DeepSeek, GLM)."""
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
-
 MAX_DEPTH = 10_000
 """Layers of a config that is built; no published model has a tenth of it."""
-
-MAX_REASON = 300
-"""Characters that are shown of what others say is wrong."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +115,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The folder's config.json, checked to name a causal LM that transformers itself knows.
 
     Raises:
-        SurgeryError: no config, not JSON, an unknown or not a causal model type, or code of its own.
+        SurgeryError: no config, not JSON, an unknown or not a causal model type, other weights than
+            ``model.safetensors``, or code of its own.
     """
     path = folder / "config.json"
     if not path.is_file():
@@ -163,7 +157,8 @@ def check_files(folder: Path) -> Weights:
 
     Raises:
         SurgeryError: config or weights missing, a shard missing, a file truncated or damaged, weights only as pickle,
-            an index that names files outside the folder or disagrees with the shards, or a model of remote code.
+            an index that names files outside the folder or disagrees with the shards, a link that leads out of it, a
+            pipe or device, an adapter, or a model of remote code.
     """
     read_config(folder)
     for path in sorted(folder.iterdir()):
@@ -201,13 +196,14 @@ def _check_shards(folder: Path) -> Weights:
             f"{path} is not an index of safetensors shards ({_reason(error)}). Copy it again."
         ) from error
     tensors: dict[str, TensorEntry] = {}
+    present = {file.name for file in folder.iterdir()}
     for shard in shards:
-        if not isinstance(shard, str) or not SHARD.fullmatch(shard):
+        if not isinstance(shard, str) or not _is_shard(shard):
             raise SurgeryError(
                 f"{path} names {shown(shard)}: a shard must be a .safetensors file of the same folder. "
                 "Do not use this model unless you know why; copy the index again."
             )
-        if not (folder / shard).is_file():
+        if shard not in present:
             raise SurgeryError(f"{folder / shard} is missing, and {INDEX} names it. Download or copy it there.")
         for name, entry in _check_file(folder, shard).items():
             if files_of.get(name) != shard:
@@ -223,6 +219,11 @@ def _check_shards(folder: Path) -> Weights:
             "Copy the files again."
         )
     return _weights_of(folder, tuple(shards), tensors)
+
+
+def _is_shard(name: str) -> bool:
+    """Whether this may be the name of a weight file of the same folder."""
+    return name.endswith(".safetensors") and name.isprintable() and "/" not in name and "\\" not in name
 
 
 def _check_file(folder: Path, name: str) -> dict[str, TensorEntry]:
@@ -356,8 +357,8 @@ def build_config(config: Mapping[str, Any]) -> Any:
         ) from error
 
 
-def build_on_meta(config: Any) -> PreTrainedModel:
-    """The model of a config without memory for its weights (device meta).
+def build_on_meta(config: Any, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """The model of a config without memory for its weights (device meta), in its own dtype or in this one.
 
     Raises:
         SurgeryError: the class cannot be built from this config.
@@ -370,7 +371,9 @@ def build_on_meta(config: Any) -> PreTrainedModel:
         )
     try:
         with torch.device("meta"):
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(
+                config, trust_remote_code=False, **({} if dtype is None else {"dtype": dtype})
+            )
     except Exception as error:  # constructors of 190 classes: no common class of errors
         raise SurgeryError(
             f"a {config.model_type!r} of this config cannot be built: {_reason(error)}. "

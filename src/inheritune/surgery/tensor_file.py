@@ -12,6 +12,7 @@ import math
 import stat
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,6 +21,8 @@ import numpy as np
 import torch
 
 from inheritune.errors import SurgeryError
+from inheritune.runs import write_all
+from inheritune.surgery.byte_range import copy_range, preallocate
 
 MAX_HEADER_BYTES = 100_000_000
 """The format's own limit."""
@@ -33,11 +36,11 @@ The largest published models have about 150,000 tensors in all their files toget
 MAX_NAME = 1000
 """Characters in a tensor's name."""
 
-CHUNK_BYTES = 16 * 2**20
-"""Bytes in memory at a time while a tensor is copied."""
+CHUNK_BYTES = 4 * 2**20
+"""Bytes in memory at a time while a tensor is read: few enough for a processor's cache."""
 
 MAX_REASON = 300
-"""Characters that are shown of what is wrong with a header."""
+"""Characters that are shown of what a file holds and of what others say of it."""
 
 BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "U16": 16, "I16": 16, "F16": 16, "BF16": 16,
@@ -88,9 +91,12 @@ class TensorEntry:
 class Piece:
     """One tensor to be written: its name in the new file, where its bytes are, the dtype it is to have.
 
-    ``leading`` is the shape it is to have where that is less than the source's: leading rows and columns of a matrix.
-    Without a source it is a constant: zeros of the shape ``leading``.
-    ``must_be_finite`` asks for a refusal if a value that is written is NaN or infinite.
+    Attributes:
+        name: in the new file.
+        source: where its bytes are; None for a constant: zeros of the shape ``leading``.
+        dtype: in the new file.
+        leading: the shape it is to have where that is less than the source's: leading rows and columns of a matrix.
+        must_be_finite: asks for a refusal if a value that is written is NaN or infinite.
     """
 
     name: str
@@ -111,6 +117,18 @@ class Piece:
     def num_bytes(self) -> int:
         """Bytes in the new file."""
         return math.prod(self.shape) * BITS[self.dtype] // 8
+
+    @property
+    def is_converted(self) -> bool:
+        """Whether its values change their dtype on the way."""
+        return self.source is not None and self.dtype != self.source.dtype
+
+    @property
+    def is_range(self) -> bool:
+        """Whether its bytes are one range of its source's, as they are."""
+        if self.source is None or self.is_converted:
+            return False
+        return self.leading is None or self.leading[1:] == self.source.shape[1:]
 
 
 def read_header(path: Path) -> dict[str, TensorEntry]:
@@ -213,17 +231,17 @@ def _entry(path: Path, name: str, data_start: int, value: Mapping[str, Any]) -> 
     return TensorEntry(path, value["dtype"], tuple(shape), data_start + begin, data_start + end, name)
 
 
-def _opened(entry: TensorEntry) -> BinaryIO:
-    """The tensor's file.
+def _opened(path: Path) -> BinaryIO:
+    """A file that was read before.
 
     Raises:
         SurgeryError: it is there no more.
     """
     try:
-        return entry.file.open("rb")
+        return path.open("rb")
     except OSError as error:
         raise SurgeryError(
-            f"{entry.file} cannot be read any more ({error}): it was changed while it was in use. Run the command "
+            f"{path} cannot be read any more ({error}): it was changed while it was in use. Run the command "
             "again when nothing else works on that folder."
         ) from error
 
@@ -234,7 +252,7 @@ def chunks(entry: TensorEntry) -> Iterator[bytes]:
     Raises:
         SurgeryError: the file ends before the tensor does (it was changed while it was read).
     """
-    with _opened(entry) as file:
+    with _opened(entry.file) as file:
         file.seek(entry.begin)
         left = entry.num_bytes
         while left:
@@ -246,33 +264,48 @@ def chunks(entry: TensorEntry) -> Iterator[bytes]:
 
 
 def _leading(entry: TensorEntry, shape: tuple[int, ...]) -> Iterator[bytes]:
-    """The bytes of a matrix's leading rows and columns, row by row where columns are left out."""
+    """The bytes of a matrix's leading rows and columns, some rows at a time where columns are left out."""
     rows, columns = shape
     row_bytes = entry.num_bytes // entry.shape[0]
     kept_bytes = row_bytes // entry.shape[1] * columns
     if kept_bytes == row_bytes:
         yield from chunks(replace(entry, end=entry.begin + rows * row_bytes))
         return
-    with _opened(entry) as file:
-        for row in range(rows):
-            file.seek(entry.begin + row * row_bytes)
-            content = file.read(kept_bytes)
-            if len(content) != kept_bytes:
-                raise _damaged(entry.file, f"it ended in row {row} of {entry.name!r} while it was read")
-            yield content
+    rows_at_once = max(1, CHUNK_BYTES // row_bytes)
+    with _opened(entry.file) as file:
+        file.seek(entry.begin)
+        for row in range(0, rows, rows_at_once):
+            num_rows = min(rows_at_once, rows - row)
+            content = file.read(num_rows * row_bytes)
+            if len(content) != num_rows * row_bytes:
+                raise _damaged(entry.file, f"it ended in row {row + len(content) // row_bytes} of {entry.name!r}")
+            yield np.frombuffer(content, np.uint8).reshape(num_rows, row_bytes)[:, :kept_bytes].tobytes()
 
 
 def content_of(piece: Piece) -> Iterator[bytes]:
-    """The bytes the piece has in the new file: its source's own or leading ones, converted where asked."""
+    """The bytes the piece has in the new file, a chunk at a time.
+
+    They are its source's own or leading ones, converted where asked, or zeros where it has no source.
+
+    Raises:
+        SurgeryError: the source ends before the tensor does.
+    """
     if piece.source is None:
-        yield bytes(piece.num_bytes)
+        for begin in range(0, piece.num_bytes, CHUNK_BYTES):
+            yield bytes(min(CHUNK_BYTES, piece.num_bytes - begin))
         return
     taken = chunks(piece.source) if piece.leading is None else _leading(piece.source, piece.leading)
-    if piece.dtype == piece.source.dtype:
+    if not piece.is_converted:
         yield from taken
         return
-    flat = torch.frombuffer(bytearray().join(taken), dtype=FLOATS[piece.source.dtype])
-    yield flat.to(FLOATS[piece.dtype]).view(torch.uint8).numpy().tobytes()
+    old, new = FLOATS[piece.source.dtype], FLOATS[piece.dtype]
+    rest = b""
+    for content in taken:
+        content = rest + content if rest else content
+        whole = len(content) // old.itemsize * old.itemsize
+        content, rest = content[:whole], content[whole:]
+        if content:
+            yield torch.frombuffer(bytearray(content), dtype=old).to(new).view(torch.uint8).numpy().tobytes()
 
 
 class NotFinite:
@@ -293,8 +326,9 @@ class NotFinite:
         content = self._rest + content if self._rest else content
         num_values = len(content) // unsigned.itemsize
         self._rest = content[num_values * unsigned.itemsize :]
-        bits = np.frombuffer(content, dtype=unsigned, count=num_values)
-        self.count += int(np.count_nonzero(bits & mask == mask))
+        bits = np.frombuffer(content, dtype=unsigned, count=num_values) & mask
+        if num_values and bits.max() == mask:  # the largest that it can be: rare, and quick to see
+            self.count += int(np.count_nonzero(bits == mask))
         self.num_values += num_values
 
     def check(self, entry: TensorEntry, *, converted: bool = False) -> None:
@@ -344,16 +378,22 @@ def sha256(entry: TensorEntry) -> str:
     return digest.hexdigest()
 
 
-def write_file(path: Path, pieces: Sequence[Piece]) -> dict[str, str]:
-    """Stream the pieces into a new safetensors file, largest alignment first.
+def ordered(pieces: Sequence[Piece]) -> list[Piece]:
+    """The order of tensors in a file: largest alignment first, then as they lie in their sources; constants last."""
 
-    Returns:
-        Tensor name -> hex SHA-256 of the bytes that were written.
-    """
-    ordered = sorted(pieces, key=lambda piece: (-BITS[piece.dtype], piece.name))
+    def place(piece: Piece) -> tuple[Any, ...]:
+        source = piece.source
+        where = (True, "", 0) if source is None else (False, str(source.file), source.begin)
+        return (-BITS[piece.dtype], *where, piece.name)
+
+    return sorted(pieces, key=place)
+
+
+def encode_header(pieces: Sequence[Piece]) -> bytes:
+    """The first bytes of a file of these tensors, in this order: length, JSON, and spaces up to a multiple of 8."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     place = 0
-    for piece in ordered:
+    for piece in pieces:
         header[piece.name] = {
             "dtype": piece.dtype,
             "shape": list(piece.shape),
@@ -362,32 +402,76 @@ def write_file(path: Path, pieces: Sequence[Piece]) -> dict[str, str]:
         place += piece.num_bytes
     encoded = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     encoded += b" " * (-len(encoded) % 8)
-    with path.open("xb") as file:
-        file.write(struct.pack("<Q", len(encoded)) + encoded)
-        return {piece.name: _write_tensor(file, piece) for piece in ordered}
+    return struct.pack("<Q", len(encoded)) + encoded
 
 
-def _write_tensor(file: BinaryIO, piece: Piece) -> str:
-    digest = hashlib.sha256()
-    not_finite = NotFinite(piece.dtype)
-    written = 0
-    for content in content_of(piece):
-        file.write(content)
-        digest.update(content)
-        if piece.must_be_finite:
-            not_finite.add(content)
-        written += len(content)
-    if piece.source is None:
-        return digest.hexdigest()
-    if written != piece.num_bytes:
-        raise _damaged(piece.source.file, f"tensor {piece.name!r} gave {written} of {piece.num_bytes} bytes")
-    if not_finite.count and piece.dtype != piece.source.dtype:
-        before = NotFinite(piece.source.dtype)
-        for content in chunks(piece.source):
-            before.add(content)
-        before.check(piece.source)  # the source's fault, not the dtype's
-    not_finite.check(piece.source, converted=piece.dtype != piece.source.dtype)
-    return digest.hexdigest()
+@dataclass(frozen=True)
+class Run:
+    """Neighbouring pieces of a new file that are neighbours in one source file, too: one range of bytes.
+
+    Attributes:
+        file: the source.
+        begin: first byte in the source.
+        at: first byte in the new file.
+        num_bytes: length of both.
+    """
+
+    file: Path
+    begin: int
+    at: int
+    num_bytes: int
+
+
+def runs_of(pieces: Sequence[Piece], at: int) -> list[Run | Piece]:
+    """What has to be done for these pieces, in this order: ranges to copy, as few as can be, and pieces to make.
+
+    Args:
+        pieces: in the order of the new file.
+        at: where the first one begins there.
+    """
+    todo: list[Run | Piece] = []
+    for piece in pieces:
+        if not piece.is_range:
+            todo.append(piece)
+        else:
+            assert piece.source is not None
+            file, begin = piece.source.file, piece.source.begin
+            last = todo[-1] if todo else None
+            if isinstance(last, Run) and last.file == file and last.begin + last.num_bytes == begin:
+                todo[-1] = replace(last, num_bytes=last.num_bytes + piece.num_bytes)
+            else:
+                todo.append(Run(file, begin, at, piece.num_bytes))
+        at += piece.num_bytes
+    return todo
+
+
+def write_file(path: Path, pieces: Sequence[Piece]) -> None:
+    """Stream the pieces into a new safetensors file: ranges of bytes from file to file, the rest a chunk at a time.
+
+    What was written is not looked at: that is ``tensor_check.hash_written``'s.
+
+    Raises:
+        SurgeryError: a source ends before a tensor does (it was changed while it was read).
+        OSError: the file cannot be written; a full disk says so before anything is copied where it can.
+    """
+    in_order = ordered(pieces)
+    header = encode_header(in_order)
+    num_bytes = len(header) + sum(piece.num_bytes for piece in in_order)
+    with path.open("xb", buffering=0) as file, ExitStack() as opened:
+        sources: dict[Path, int] = {}
+        preallocate(file.fileno(), num_bytes)
+        write_all(file, header)
+        for part in runs_of(in_order, len(header)):
+            if isinstance(part, Piece):
+                for content in content_of(part):
+                    write_all(file, content)
+                continue
+            if part.file not in sources:
+                sources[part.file] = opened.enter_context(_opened(part.file)).fileno()
+            copied = copy_range(sources[part.file], part.begin, file.fileno(), part.at, part.num_bytes)
+            if copied != part.num_bytes:
+                raise _damaged(part.file, f"it ended {part.num_bytes - copied} bytes too early while it was read")
+            file.seek(part.at + part.num_bytes)
 
 
 def split_shards(pieces: Sequence[Piece], max_shard_bytes: int) -> list[list[Piece]]:

@@ -7,14 +7,17 @@ back and run (law 2). The folder appears under its name by one rename, whole, or
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from inheritune.errors import SurgeryError
-from inheritune.runs import new_folder, write_json
-from inheritune.surgery.certificate import FILE, Certificate, Operation, TensorOrigin
+from inheritune.errors import RecipeError, SurgeryError
+from inheritune.runs import new_folder, require_space, sync_file, write_json
+from inheritune.surgery.certificate import FILE, Certificate, TensorOrigin
 from inheritune.surgery.cut import Cut, plan_cut
 from inheritune.surgery.folder import (
     INDEX,
@@ -28,9 +31,12 @@ from inheritune.surgery.folder import (
     load_model,
     resolve,
 )
-from inheritune.surgery.proof import Trace, fits_in_memory, largest_difference, trace
+from inheritune.surgery.layer_stream import LayerStream, NotByLayer
+from inheritune.surgery.parts import Parts, choose_parts, initialised
+from inheritune.surgery.proof import NotProved, States, first_difference, fits_in_memory, states_of
 from inheritune.surgery.selection import is_prefix
-from inheritune.surgery.tensor_file import FLOATS, Piece, TensorEntry, read_header, sha256, split_shards, write_file
+from inheritune.surgery.tensor_check import hash_written
+from inheritune.surgery.tensor_file import FLOATS, Piece, split_shards, write_file
 
 MAX_SHARD_BYTES = 5_000_000_000
 
@@ -54,63 +60,79 @@ def inherit(
     verify: bool = True,
     revision: str | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    parts: Parts = "all",
+    seed: int = 0,
 ) -> Certificate:
     """Make a child: the selected layers of the reference, with everything that is not a layer.
 
     Args:
         reference: folder or hub id.
         out: the child's folder; a former child there is replaced, anything else is left alone.
-        layers: number of first layers, ``"half"``, or increasing indices from 0.
+        layers: number of first layers, increasing indices from 0, or words such as ``"half"``, ``"0-5,8,-1"``,
+            ``"every-2"``, ``"drop 20-27"`` (all of them: ``surgery.selection.parse_selection``).
         dtype: float32, bfloat16, float16 or float64 for every floating tensor; None keeps each tensor's own.
         verify: read back what was written, load it and compare it with the reference (law 2).
         revision: of a hub id.
         max_shard_bytes: largest weight file.
+        parts: what is inherited of the kept layers; the rest begins at the model's own initialiser. ``"attention"``,
+            ``"attention+norms"``, ``"mlp"``, ``"mlp+norms"`` and ``"attention+mlp"`` inherit all that is no layer;
+            ``"published"`` inherits whole layers and the head alone (and the input embedding where the two are tied).
+        seed: of the initialiser.
 
     Returns:
         The certificate, also saved as ``certificate.json``. Its kind is ``prefix`` where the models were run and
-        compared, ``bytes`` where only tensors were: a selection with holes, a lossy dtype, a quantised or too large
-        reference, or ``verify=False`` (its notes say which).
+        compared, ``bytes`` where only tensors were: a selection with holes, partial inheritance, a lossy dtype, a
+        quantised or too large reference, or ``verify=False`` (its notes say which).
 
     Raises:
         SurgeryError: the model cannot be read or cut exactly, a kept weight is (or in ``dtype`` would be) NaN or
             infinite, or ``out`` is in the way; nothing is left behind.
+        DiskError: no space for the child; nothing is left behind.
+        RecipeError: a shard of no bytes.
     """
     target, folder = Path(out), resolve(reference, revision)
-    _check_target(target, folder)
+    check_target(target, folder)
+    if max_shard_bytes < 1:
+        raise RecipeError(f"a shard of {max_shard_bytes} bytes holds nothing. Give max_shard_bytes 1 or more.")
     weights = check_files(folder)
-    cut = plan_cut(weights, layers, dtype)
-    _check_space(target, cut)
+    cut = choose_parts(plan_cut(weights, layers, dtype), parts, seed, target)
+    check_place(target)
+    require_space(target, sum(piece.num_bytes for piece in cut.pieces), "the child")
     quantised = bool(cut.config.get("quantization_config"))
-    obstacle = _obstacle(cut, weights, verify, quantised)
-    expected = None if obstacle else trace(load_model(folder), len(cut.layers) - 1)
+    obstacle = obstacle_to_proof(cut, verify, quantised)
+    expected = None
+    if obstacle is None:
+        try:
+            expected = _states(weights, cut, is_child=False)
+        except NotProved as error:
+            obstacle = f"{error}: bytes were compared"
     notes = [*cut.notes, *([obstacle] if obstacle else [])]
     if folder.resolve() != Path(reference).resolve():
         notes.append(f"snapshot {folder.name} of the hub")
     if not any(path.is_file() for pattern in TOKENIZER_FILES for path in folder.glob(pattern)):
         notes.append("the reference has no tokenizer files, so the child has none")
-    with new_folder(target) as new:
+    with initialised(cut, seed, target) as cut, new_folder(target) as new:
         write_json(new / "config.json", encode_floats(cut.config))
-        hashes = _write_weights(new, cut.pieces, max_shard_bytes)
+        files = write_weights(new, cut.pieces, max_shard_bytes)
         check_unchanged(weights)
         copy_companions(folder, new)
-        if verify:
-            _check_bytes(new, hashes)
-        difference = None if expected is None else _compare(expected, new, cut)
-        sources = [piece.source for piece in cut.pieces if piece.source]
-        if verify and expected is None and not quantised and fits_in_memory(sources):
-            load_model(new)
-        operations: dict[str, Operation] = {
-            piece.name: "constant" if piece.source is None else "slice" if piece.leading else "copy"
-            for piece in cut.pieces
-        }
+        with syncing(files):
+            hashes = hash_written(files, compare=verify)
+            difference = None
+            if expected is not None:
+                try:
+                    difference = _compare(expected, new, cut)
+                except NotProved as error:
+                    notes.append(f"{error}: bytes were compared")
+            if verify and difference is None and not quantised:
+                _check_loads(new)
         certificate = Certificate(
             kind="bytes" if difference is None else "prefix",
             reference=str(reference),
             layers=cut.layers,
             max_abs_difference=difference,
             tensors={
-                name: TensorOrigin(cut.origins.get(name, "0"), operations[name], hashes[name])
-                for name in sorted(hashes)
+                piece.name: _origin(piece, cut, hashes) for piece in sorted(cut.pieces, key=lambda each: each.name)
             },
             notes=tuple(notes),
         )
@@ -118,12 +140,33 @@ def inherit(
     return certificate
 
 
-def _check_target(target: Path, reference: Path) -> None:
+def _origin(piece: Piece, cut: Cut, hashes: Mapping[str, str]) -> TensorOrigin:
+    """Where a tensor of the child comes from; ``"0"`` is the constant."""
+    source = "0" if piece.source is None else cut.origins[piece.name]
+    return TensorOrigin(source, cut.operation(piece), hashes[piece.name])
+
+
+@contextmanager
+def syncing(files: Iterable[Path]) -> Iterator[None]:
+    """The files go to the disk while the block reads them; both are done at its end."""
+    with ThreadPoolExecutor(1) as thread:
+        synced = [thread.submit(sync_file, path) for path in files]
+        yield
+        for each in synced:
+            each.result()
+
+
+def check_target(target: Path, reference: Path) -> None:
     """Refuse a target that holds anything but a former child, or that overlaps the reference."""
     here, there = target.resolve(), reference.resolve()
     if here == there or here in there.parents or there in here.parents:
         raise SurgeryError(
             f"the child's folder {target} and the reference {reference} lie in each other. Name a folder elsewhere."
+        )
+    place = next(parent for parent in target.absolute().parents if parent.exists())
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise SurgeryError(
+            f"nothing can be written in {place}, where {target.name} is to be made. Name another folder."
         )
     if target.exists() and not target.is_dir():
         raise SurgeryError(f"{target} is a file, and the child is to be a folder. Name another one.")
@@ -134,101 +177,120 @@ def _check_target(target: Path, reference: Path) -> None:
         )
 
 
-def _check_space(target: Path, cut: Cut) -> None:
-    """Refuse before the disk is full, and where nothing can be written."""
+def check_place(target: Path) -> None:
+    """Refuse where nothing can be written."""
     place = next(parent for parent in target.resolve().parents if parent.exists())
     if not place.is_dir() or not os.access(place, os.W_OK):
         raise SurgeryError(
             f"{place} cannot be written to (no folder, no permission, or a read-only disk). Name another folder."
         )
-    needed, free = sum(piece.num_bytes for piece in cut.pieces), shutil.disk_usage(place).free
-    if needed > free:
-        raise SurgeryError(
-            f"the child needs {needed / 1e9:.1f} GB and {place} has {free / 1e9:.1f} GB free. "
-            "Free some space, or name a folder on another disk."
-        )
 
 
-def _obstacle(cut: Cut, weights: Weights, verify: bool, quantised: bool) -> str | None:
+def obstacle_to_proof(cut: Cut, verify: bool, quantised: bool) -> str | None:
     """Why the models cannot be run and compared, in words; None where they can."""
     if not verify:
         return "not verified: verify=False"
+    if cut.initial:
+        return "only parts are inherited, so hidden states differ from the reference's: bytes were compared"
     if not is_prefix(cut.layers):
         return "the selection is no prefix, so there is no layer of the reference to compare with: bytes were compared"
     if quantised:
         return "the reference is quantised and cannot run in float32: bytes were compared"
     if any(_is_lossy(piece) for piece in cut.pieces):
         return "the dtype loses digits, so hidden states differ: bytes were compared"
-    if not fits_in_memory(list(weights.tensors.values())):
-        return "the reference in float32 does not fit in the memory that is free: bytes were compared"
     return None
 
 
 def _is_lossy(piece: Piece) -> bool:
     """Whether the new dtype, or float32 in the comparison, cannot hold every value of the old one."""
-    if piece.source is None or piece.dtype == piece.source.dtype:
+    if piece.source is None or not piece.is_converted:
         return False
     old, new = FLOATS[piece.source.dtype], FLOATS[piece.dtype]
     return torch.promote_types(old, new) != new
 
 
-def _write_weights(folder: Path, pieces: Sequence[Piece], max_shard_bytes: int) -> dict[str, str]:
-    """Write the weight files (and their index, where there are several); gives tensor name -> SHA-256."""
-    copied = [(piece.source.file, piece.source.begin, piece) for piece in pieces if piece.source]
-    ordered = [piece for *_, piece in sorted(copied, key=lambda each: each[:2])]
-    shards = split_shards([*ordered, *(piece for piece in pieces if piece.source is None)], max_shard_bytes)
+def write_weights(folder: Path, pieces: Sequence[Piece], max_shard_bytes: int) -> dict[Path, list[Piece]]:
+    """Write the weight files (and their index, where there are several); nothing is synced or looked at yet.
+
+    Returns:
+        Each file, and the tensors in it.
+    """
+    files = plan_files(pieces, max_shard_bytes)
+    if len(files) > 1:
+        write_json(folder / INDEX, index_of(files))
+    for name, shard in files.items():
+        write_file(folder / name, shard)
+    return {folder / name: shard for name, shard in files.items()}
+
+
+def plan_files(pieces: Sequence[Piece], max_shard_bytes: int) -> dict[str, list[Piece]]:
+    """The weight files of a child by name, and what each of them holds."""
+    shards = split_shards(_as_they_lie(pieces), max_shard_bytes)
     if len(shards) == 1:
-        return write_file(folder / WEIGHTS, shards[0])
-    hashes: dict[str, str] = {}
-    file_of: dict[str, str] = {}
-    for number, shard in enumerate(shards, start=1):
-        file = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        hashes |= write_file(folder / file, shard)
-        file_of |= {piece.name: file for piece in shard}
-    total = sum(piece.num_bytes for piece in pieces)
-    write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(file_of.items()))})
-    return hashes
+        return {WEIGHTS: shards[0]}
+    return {f"model-{number:05}-of-{len(shards):05}.safetensors": shard for number, shard in enumerate(shards, start=1)}
+
+
+def index_of(files: Mapping[str, Sequence[Piece]]) -> dict[str, Any]:
+    """The index of several weight files: where each tensor is."""
+    file_of = {piece.name: file for file, pieces in files.items() for piece in pieces}
+    total = sum(piece.num_bytes for pieces in files.values() for piece in pieces)
+    return {"metadata": {"total_size": total}, "weight_map": dict(sorted(file_of.items()))}
+
+
+def _as_they_lie(pieces: Sequence[Piece]) -> list[Piece]:
+    """In the order of their sources' bytes; constants last."""
+    found = sorted(
+        ((piece.source.file, piece.source.begin, piece.name, piece) for piece in pieces if piece.source),
+        key=lambda each: each[:3],
+    )
+    return [piece for *_, piece in found] + [piece for piece in pieces if piece.source is None]
 
 
 def copy_companions(reference: Path, folder: Path) -> None:
     """Tokenizer files, generation config, chat templates and licence, byte for byte; no pickle."""
-    for pattern in COPIED_FILES:
-        for path in sorted(reference.glob(pattern)):
-            check_entry(reference, path)
-            if path.is_dir():
-                shutil.copytree(path, folder / path.name, dirs_exist_ok=True)
-            elif path.suffix not in PICKLED:
-                shutil.copyfile(path, folder / path.name)
+    for path in companions(reference):
+        if path.is_dir():
+            shutil.copytree(path, folder / path.name, dirs_exist_ok=True)
+        else:
+            shutil.copyfile(path, folder / path.name)
 
 
-def _check_bytes(folder: Path, hashes: dict[str, str]) -> None:
-    """Read every tensor back and compare its hash with that of the bytes that were to be written."""
-    written: dict[str, TensorEntry] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        written |= read_header(path)
-    for name, expected in hashes.items():
-        if name not in written or sha256(written[name]) != expected:
-            raise SurgeryError(
-                f"tensor {name!r} reads back otherwise than it was written to {folder.parent}. "
-                "The disk is at fault: check it, or name a folder on another one."
-            )
+def companions(reference: Path) -> list[Path]:
+    """The files and folders that are copied beside the weights.
+
+    Raises:
+        SurgeryError: one is a link that leaves the folder, or no file.
+    """
+    found = {path for pattern in COPIED_FILES for path in reference.glob(pattern)}
+    for path in found:
+        check_entry(reference, path)
+    return sorted(path for path in found if path.is_dir() or path.suffix not in PICKLED)
 
 
-def _compare(expected: Trace, folder: Path, cut: Cut) -> float:
+def _states(weights: Weights, cut: Cut, *, is_child: bool) -> States:
+    """What the kept layers make of the random tokens, in the reference or in the child."""
+    whole = len(cut.layers) == cut.anatomy.depth
+    return states_of(weights, len(cut.layers), to_the_end=whole, is_child=is_child)
+
+
+def _check_loads(folder: Path) -> None:
+    """Check that transformers can load the child: from its headers, or where that cannot be asked, in memory."""
+    weights = check_files(folder)
+    try:
+        LayerStream(weights).check(all_are_read=True)
+    except NotByLayer:
+        if fits_in_memory(list(weights.tensors.values())):
+            load_model(folder)
+
+
+def _compare(expected: States, folder: Path, cut: Cut) -> float:
     """The largest difference between child and reference, which must be 0.
 
     Raises:
         SurgeryError: it is not.
     """
-    child = load_model(folder)
-    if len(cut.layers) < cut.anatomy.depth:
-        child_hidden_BTD = trace(child, len(cut.layers) - 1).hidden_BTD
-        difference = largest_difference(expected.hidden_BTD, child_hidden_BTD)
-        where = f"after layer {len(cut.layers) - 1}"
-    else:
-        found = trace(child, len(cut.layers) - 1)
-        difference = max(map(largest_difference, expected, found))
-        where = "in the logits"
+    difference, where = first_difference(expected, _states(check_files(folder), cut, is_child=True))
     if difference != 0.0:
         raise SurgeryError(
             f"the child of {cut.anatomy.model_type!r} with {len(cut.layers)} of {cut.anatomy.depth} layers differs "

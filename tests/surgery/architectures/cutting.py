@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from architectures.nursery import save, silence
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from architectures.nursery import save, silence
 from inheritune.errors import SurgeryError
 from inheritune.surgery.transplant import inherit
 
@@ -57,7 +57,7 @@ def cut(parent: Path, child: Path, depth: int, *, verify: bool = False) -> Outco
         named = re.search(r"--layers (\d+)", str(error))
         return Outcome("refused", None, str(error), int(named[1]) if named else None)
     try:
-        difference = compare(load(parent), load(child), depth)
+        difference = compare(load(parent, whole=False), load(child), depth)
     except Exception as error:  # whatever stops a child from being loaded and run is a fault of the child
         return Outcome(
             "wrong", None, f"{type(error).__name__}: {' '.join(str(error).split())}", None, certificate.notes
@@ -97,7 +97,7 @@ def judge_moved(parent: Path, child: Path) -> Outcome:
     except SurgeryError as error:
         return Outcome("refused", None, str(error))
     try:
-        difference = compare_layers(load(parent), load(child), MOVED)
+        difference = compare_layers(load(parent, whole=False), load(child), MOVED)
     except Exception as error:  # whatever stops a child from being loaded and run is a fault of the child
         return Outcome("wrong", None, f"{type(error).__name__}: {' '.join(str(error).split())}", None, notes)
     if difference and not any("do not compute what they did" in note for note in notes):
@@ -124,6 +124,8 @@ def compare_layers(parent: PreTrainedModel, child: PreTrainedModel, layers: Sequ
     run(child, path)
     differences = []
     for place, index in enumerate(layers):
+        if index not in calls:
+            continue  # it runs only where there are images
         given, named, output = calls[index]
         with torch.no_grad(), silence():
             torch.manual_seed(0)
@@ -138,17 +140,23 @@ def _flat(output: Any) -> Tensor:
     return torch.cat([each.flatten().float() for each in streams])
 
 
-def load(folder: Path) -> PreTrainedModel:
-    """The model of a folder, in which every tensor comes from the files and every tensor of the files is used.
+def load(folder: Path, *, whole: bool = True) -> PreTrainedModel:
+    """The model of a folder, in which every tensor comes from the files.
+
+    Args:
+        folder: of the model.
+        whole: and every tensor of the files is used (those of a tower are not, where the causal LM is text alone).
 
     Raises:
         ValueError: it is not so.
     """
     with silence():
         model, info = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    if not whole:
+        info.pop("unexpected_keys")
     faults = {kind: sorted(map(str, keys)) for kind, keys in info.items() if keys}
     if faults:
-        raise ValueError(f"{faults}")
+        raise ValueError(f"{faults}"[:300])
     if hasattr(model, "set_default_language"):
         model.set_default_language("en_XX")
     for tensor in (*model.parameters(), *model.buffers()):
@@ -168,12 +176,15 @@ def compare(parent: PreTrainedModel, child: PreTrainedModel, depth: int) -> floa
     if len(found) != depth:
         raise ValueError(f"the child has {len(found)} layers, not {depth}")
     expected_hidden, _ = run(parent, path)
-    if any(torch.equal(below, above) for below, above in pairwise(expected_hidden)):
+    if any(torch.equal(below, above) for below, above in pairwise(expected_hidden.values())):
         raise ValueError("a layer of the parent does nothing, so that losing it would not be seen")
     child_hidden, child_logits = run(child, path)
     shorten(parent, path, depth)
     _, expected_logits = run(parent, path)
-    pairs = [*zip(expected_hidden[:depth], child_hidden, strict=True), (expected_logits, child_logits)]
+    if child_hidden.keys() != {index for index in expected_hidden if index < depth}:
+        raise ValueError(f"of the child's layers {sorted(child_hidden)} run, of the parent's {sorted(expected_hidden)}")
+    pairs = [(expected_hidden[index], hidden) for index, hidden in child_hidden.items()]
+    pairs.append((expected_logits, child_logits))
     return max(largest_difference(one, other) for one, other in pairs)
 
 
@@ -193,15 +204,18 @@ def shorten(model: PreTrainedModel, path: str, depth: int) -> None:
     setattr(model.get_submodule(front), name, model.get_submodule(path)[:depth])
 
 
-def run(model: PreTrainedModel, path: str) -> tuple[list[Tensor], Tensor]:
-    """The hidden state after each layer, and the logits, of seeded random tokens."""
-    hidden: list[Tensor] = []
+def run(model: PreTrainedModel, path: str) -> tuple[dict[int, Tensor], Tensor]:
+    """The hidden state after each layer that runs, by its index, and the logits, of seeded random tokens."""
+    hidden: dict[int, Tensor] = {}
 
-    def keep(_module: nn.Module, _given: Any, output: Any) -> None:
-        hidden.append(_flat(output))
+    def keeper(index: int) -> Any:
+        def keep(_module: nn.Module, _given: Any, output: Any) -> None:
+            hidden[index] = _flat(output)
+
+        return keep
 
     ids = torch.randint(200, (BATCH, POSITIONS), generator=torch.Generator().manual_seed(3))
-    handles = [layer.register_forward_hook(keep) for layer in model.get_submodule(path)]
+    handles = [layer.register_forward_hook(keeper(index)) for index, layer in enumerate(model.get_submodule(path))]
     try:
         with torch.no_grad(), silence():
             torch.manual_seed(0)

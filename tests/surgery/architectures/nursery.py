@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForMultimodalLM, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging
 
@@ -140,6 +140,8 @@ def overrides(model_type: str, depth: int) -> dict[str, Any]:
         "zaya": {"num_experts_per_tok": 1},
     }  # fmt: skip
     found = values.get(model_type, {})
+    if model_type == "emu3":
+        found = {"vocabulary_map": {"<image>": VOCABULARY - 1}}
     if model_type == "dots3_note":
         vision = {"mlp_layer_types": ["dense", "sparse"], "adapter_in_dim": 64, "adapter_out_dim": 64}
         found = {"vision_config": vision, "audio_config": {"adapter_out_dim": 64, "adapter_input_size": 64}}
@@ -189,28 +191,44 @@ def build(model_type: str, depth: int = DEPTH, **changes: Any) -> PreTrainedMode
         MemoryError: its config was not shrunk enough.
     """
     config = tiny_config(model_type, depth, **changes)
-    with torch.random.fork_rng(devices=[]), silence():
+    with silence():
         with torch.device("meta"):
             num_parameters = AutoModelForCausalLM.from_config(config).num_parameters()
         if num_parameters > MAX_PARAMETERS:
             raise MemoryError(f"a {model_type!r} of this config has {num_parameters} parameters")
-        torch.manual_seed(0)
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.dim() >= 2:
-                    parameter.normal_(std=STD)
-                else:
-                    parameter.add_(0.05 * torch.randn_like(parameter))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # some classes make constants at random
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        _randomised(model)
     if hasattr(model, "set_default_language"):
         model.set_default_language("en_XX")
     return model.eval()
 
 
+def _randomised(model: PreTrainedModel) -> PreTrainedModel:
+    """Seeded values for every parameter, in place: matrices of ``STD``, vectors near what they were."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        for parameter in model.parameters():
+            if parameter.dim() >= 2:
+                parameter.normal_(std=STD)
+            else:
+                parameter.add_(STD * torch.randn_like(parameter))
+    return model
+
+
 def save(model_type: str, folder: Path, depth: int = DEPTH, **changes: Any) -> Path:
-    """``build`` and save; gives the folder."""
+    """``build`` and save; gives the folder.
+
+    Where the causal LM of a type is only the text part of a wrapper for images or sound, the wrapper is saved, as it
+    is published.
+    """
     with silence():
-        build(model_type, depth, **changes).save_pretrained(folder)
+        model = build(model_type, depth, **changes)
+        if model.config.model_type != model_type:
+            config = tiny_config(model_type, depth, **changes)
+            model = _randomised(AutoModelForMultimodalLM.from_config(config, dtype=torch.float32))
+        model.save_pretrained(folder)
     return folder
 
 

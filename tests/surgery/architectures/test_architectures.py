@@ -3,8 +3,9 @@
 import os
 
 import pytest
-from architectures import cutting, nursery
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from architectures import cutting, nursery
 
 SAMPLE = (
     # each exception
