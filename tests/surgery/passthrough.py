@@ -82,9 +82,9 @@ def text_of(config: dict[str, Any]) -> dict[str, Any]:
     return next((config[key] for key in TEXTS if isinstance(config.get(key), dict)), config)
 
 
-def depth_field(config: dict[str, Any]) -> str:
-    """The field that states the depth."""
-    return next(name for name in DEPTHS if type(text_of(config).get(name)) is int)
+def depth_field(config: dict[str, Any]) -> str | None:
+    """The field that states the depth; None where only a list does."""
+    return next((name for name in DEPTHS if type(text_of(config).get(name)) is int), None)
 
 
 def depth_unchanged(parent: Path, folder: Path, depth: int) -> bool:
@@ -100,6 +100,8 @@ def lists_unchanged(parent: Path, folder: Path, depth: int) -> bool:
     config, tensors = read(parent)
     text = text_of(config)
     field = depth_field(config)
+    if field is None:
+        return False
     before = text[field]
     text[field] = depth
     write(folder, config, first_layers(tensors, depth))
@@ -111,6 +113,8 @@ def tensor_lost(parent: Path, folder: Path, depth: int) -> bool:
     config, tensors = read(parent)
     kept = first_layers(tensors, depth)
     last = sorted(name for name in kept if name.startswith(f"{layer_stem(list(kept))}{depth - 1}."))
+    if not last:
+        return False
     del kept[last[-1]]
     write(folder, config, kept)
     return True

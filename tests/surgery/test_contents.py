@@ -41,7 +41,7 @@ def test_empty_folder_lacks_config_and_weights(tmp_path):
 def test_folder_in_the_place_of_a_file_is_no_file(tmp_path):
     for name in ("config.json", "model.safetensors", INDEX):
         (tmp_path / name).mkdir()
-    assert {kind for _, kind, _ in found(tmp_path)} == {"config", "weights"}
+    assert {kind for _, kind, _ in found(tmp_path)} == {"file", "weights"}
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from test_layouts import LAYOUTS, parameters, write
 
 from inheritune.errors import SurgeryError
 from inheritune.surgery import doctor
-from inheritune.surgery.doctor import MAX_DEPTH, count_numbered, diagnose, judge_depth, judge_training
+from inheritune.surgery.doctor import count_numbered, diagnose, judge_depth, judge_training
 from inheritune.surgery.mending import Held
 from inheritune.surgery.transplant import inherit
 
@@ -236,7 +236,7 @@ def test_of_an_unknown_type_files_and_depth_are_judged_and_no_code_is_run(config
 
 
 @pytest.mark.parametrize("changes", [
-    {"num_hidden_layers": MAX_DEPTH + 1}, {"num_hidden_layers": 10**30}, {"num_hidden_layers": -1},
+    {"num_hidden_layers": 10**6}, {"num_hidden_layers": 10**30}, {"num_hidden_layers": -1},
     {"num_hidden_layers": "4"}, {"num_hidden_layers": None}, {"hidden_size": -32}, {"hidden_size": "wide"},
     {"vocab_size": 2**62}, {"num_attention_heads": 0}, {"rope_parameters": []}, {"text_config": {}},
     {"text_config": {"model_type": ["llama"]}}, {"dtype": "float99"}, {"dtype": 3}, {"pad_token_id": 10**9},

@@ -33,7 +33,8 @@ def config_of(folder):
 
 
 def check_repairs(parent, folder, depth):
-    """Every wrong folder of a parent is mended to what the parent computes, or refused and left alone."""
+    """Every wrong folder of a parent is mended to what the parent computes, or refused and left alone; gives the mended
+    kinds."""
     for kind in KINDS:
         wrong, mended = folder / kind, folder / f"{kind}, mended"
         if not make(kind, parent, wrong, depth):
@@ -54,7 +55,7 @@ def check_repairs(parent, folder, depth):
 def test_wrong_folder_of_a_passthrough_becomes_the_child_that_it_should_be(family, save_reference, tmp_path):
     reference = save_reference(family, tmp_path / "reference")
     inherit(reference, tmp_path / "child", layers=2, verify=False)
-    for kind in MENDED[:-1]:
+    for kind in ("depth unchanged", "lists unchanged", "stale index"):
         if make(kind, reference, tmp_path / kind, 2):
             found = repair(tmp_path / kind, tmp_path / f"{kind}, mended")
             assert found.is_sound and found.held_depth == 2
@@ -65,11 +66,13 @@ def test_wrong_folder_of_a_passthrough_becomes_the_child_that_it_should_be(famil
             load_model(tmp_path / f"{kind}, mended")
 
 
-@pytest.mark.parametrize("model_type", ["gemma3n_text", "minicpm3", "gpt_neo", "bart", "nemotron_h", "xlstm"])
+@pytest.mark.parametrize("model_type", ["gemma3n_text", "minicpm3", "nemotron_h"])
 def test_repair_of_an_exceptional_type_computes_what_its_parent_does(model_type, tmp_path):
     with silence():
-        parent = save(model_type, tmp_path / "parent", 6)
-        assert "depth unchanged" in list(check_repairs(parent, tmp_path, 4))
+        parent = save(model_type, tmp_path / "parent")
+        make("depth unchanged", parent, tmp_path / "wrong", 5)
+        assert repair(tmp_path / "wrong", tmp_path / "mended").is_sound
+        assert cutting.compare(cutting.load(parent), cutting.load(tmp_path / "mended"), 5) == 0.0
 
 
 @pytest.mark.parametrize("model_type", TYPES)

@@ -14,7 +14,7 @@ from typing import Any
 from inheritune.errors import SurgeryError
 from inheritune.runs import read_json
 from inheritune.surgery.findings import Finding, in_words, of_error
-from inheritune.surgery.folder import ADAPTER, COMPANIONS, INDEX, PICKLED, SHARD, WEIGHTS, check_entry, decode_floats
+from inheritune.surgery.folder import ADAPTER, COMPANIONS, INDEX, PICKLED, WEIGHTS, check_entry, decode_floats, is_shard
 from inheritune.surgery.tensor_file import MAX_HEADER_BYTES, TensorEntry, read_header
 
 CONFIG = "config.json"
@@ -172,7 +172,7 @@ def _weight_files(
 
 def _is_plain(file: Any) -> bool:
     """Whether an index names a weight file of its own folder."""
-    return isinstance(file, str) and SHARD.fullmatch(file) is not None
+    return isinstance(file, str) and is_shard(file)
 
 
 def _without_index(folder: Path, names: Sequence[str], present: Sequence[str]) -> list[Finding]:

@@ -58,9 +58,6 @@ MENDABLE = frozenset({"depth", "per-layer list", "refused config", "index", "lef
 
 GENERATION = "generation_config.json"
 
-MAX_DEPTH = 10_000
-"""Layers beyond which a config is not believed, and no model is built from it."""
-
 NUMBERED = re.compile(r"^(.*?\.)(\d+)\.")
 """The name of a tensor in a numbered module: what stands before the first number, and the number."""
 
@@ -177,10 +174,6 @@ def _judge_model(contents: Contents) -> _Judged:
         read_config(contents.folder)
     except SurgeryError as error:
         return _judge_unknown(error, stated, name, tensors)
-    if stated is not None and stated > MAX_DEPTH:
-        what = f"says {stated} layers, which no model has"
-        absurd = Finding("fault", "absurd depth", f"{CONFIG}: {name}", what, "Copy config.json of the model again.")
-        return _Judged([absurd], stated)
     model, anatomy, refusal = _build(config)
     if anatomy is not None:
         stated, name = anatomy.depth, anatomy.depth_field

@@ -198,7 +198,7 @@ def _check_shards(folder: Path) -> Weights:
     tensors: dict[str, TensorEntry] = {}
     present = {file.name for file in folder.iterdir()}
     for shard in shards:
-        if not isinstance(shard, str) or not _is_shard(shard):
+        if not isinstance(shard, str) or not is_shard(shard):
             raise SurgeryError(
                 f"{path} names {shown(shard)}: a shard must be a .safetensors file of the same folder. "
                 "Do not use this model unless you know why; copy the index again."
@@ -221,7 +221,7 @@ def _check_shards(folder: Path) -> Weights:
     return _weights_of(folder, tuple(shards), tensors)
 
 
-def _is_shard(name: str) -> bool:
+def is_shard(name: str) -> bool:
     """Whether this may be the name of a weight file of the same folder."""
     return name.endswith(".safetensors") and name.isprintable() and "/" not in name and "\\" not in name
 
