@@ -70,6 +70,10 @@ class Cut:
             return "constant"
         return "init" if piece.name in self.initial else "slice" if piece.leading else "copy"
 
+    def source_of(self, piece: Piece) -> str:
+        """What a certificate names as the tensor's source; ``"0"`` is the constant."""
+        return "0" if piece.source is None else self.origins[piece.name]
+
 
 def plan_cut(weights: Weights, layers: int | str | Sequence[int], dtype: str | torch.dtype | None = None) -> Cut:
     """Decide the whole cut from config and headers; reads no weights and writes nothing.

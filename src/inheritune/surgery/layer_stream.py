@@ -19,7 +19,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from inheritune.errors import SurgeryError
 from inheritune.surgery.anatomy import Anatomy, find_layers
-from inheritune.surgery.folder import Weights, build_config, build_on_meta, quiet, read_config
+from inheritune.surgery.folder import Weights, build_config, build_on_meta, quiet, read_config, strangers
 from inheritune.surgery.tensor_file import FLOATS, TensorEntry, chunks
 from inheritune.surgery.tensor_names import LayerNames, find_names
 
@@ -169,7 +169,7 @@ class LayerStream:
             model._adjust_missing_and_unexpected_keys(told)
         faults = {"missing": told.missing_keys, "mismatched": told.mismatched_keys}
         if all_are_read:
-            faults["unexpected"] = told.unexpected_keys
+            faults["unexpected"] = strangers(told.unexpected_keys, self.model)
         said = [f"{len(keys)} {kind} (first: {min(map(str, keys))})" for kind, keys in faults.items() if keys]
         if said:
             raise SurgeryError(

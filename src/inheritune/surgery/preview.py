@@ -20,11 +20,11 @@ from inheritune.surgery.folder import (
     read_config,
     resolve,
 )
-from inheritune.surgery.layer_stream import LayerStream
+from inheritune.surgery.layer_stream import LayerStream, NotByLayer
 from inheritune.surgery.parts import Parts, choose_parts
-from inheritune.surgery.proof import memory_needed
+from inheritune.surgery.proof import fits_in_memory, memory_needed
 from inheritune.surgery.selection import selection_table, show_selection
-from inheritune.surgery.tensor_file import CHUNK_BYTES, Piece, encode_header, ordered
+from inheritune.surgery.tensor_file import CHUNK_BYTES, Piece, TensorEntry, encode_header, ordered
 from inheritune.surgery.transplant import (
     MAX_SHARD_BYTES,
     check_target,
@@ -37,6 +37,9 @@ from inheritune.units import format_bytes, format_count
 
 MAX_SHOWN = 60
 """Characters of a config value that are shown."""
+
+NUM_BUFFERS = 8
+"""Chunks that are in memory at a time while two threads hash: read, kept over, converted to at most four times it."""
 
 CHILD = Path("child")
 """Stands for the child's folder where none is named."""
@@ -205,7 +208,13 @@ def preview(
     config = read_config(folder)
     cut = choose_parts(plan_cut(weights, layers, dtype), parts, seed, Path(out or CHILD))
     obstacle = obstacle_to_proof(cut, verify, bool(cut.config.get("quantization_config")))
-    used = {source for name, source in cut.origins.items() if name not in cut.initial}
+    proof_memory = None
+    if obstacle is None:
+        in_memory = _in_memory(weights, cut)
+        proof_memory = memory_needed(in_memory)
+        if not fits_in_memory(in_memory):
+            obstacle = "the proof does not fit in the memory that is free now: bytes would be compared"
+    used = {cut.origins[piece.name] for piece in cut.pieces if piece.source and piece.name not in cut.initial}
     return Preview(
         reference=str(reference),
         model_type=cut.anatomy.model_type,
@@ -219,7 +228,7 @@ def preview(
         read_bytes=sum(_read_bytes(piece) for piece in cut.pieces if piece.name not in cut.initial),
         files=_files(cut, folder, max_shard_bytes),
         copy_memory_bytes=_copy_memory(cut),
-        proof_memory_bytes=None if obstacle else _proof_memory(weights, cut),
+        proof_memory_bytes=proof_memory,
         obstacle=obstacle,
         config_changes=_changes(config, cut.config),
         notes=cut.notes,
@@ -232,11 +241,11 @@ def _num_parameters(config: Mapping[str, Any]) -> int:
 
 
 def _planned(piece: Piece, cut: Cut) -> PlannedTensor:
-    return PlannedTensor(cut.origins[piece.name], cut.operation(piece), piece.dtype, piece.shape, piece.num_bytes)
+    return PlannedTensor(cut.source_of(piece), cut.operation(piece), piece.dtype, piece.shape, piece.num_bytes)
 
 
 def _read_bytes(piece: Piece) -> int:
-    """Of the source: all of it, or the rows that something is taken from; nothing for a constant."""
+    """Of the source: all of it, or the rows that something is taken from."""
     if piece.source is None:
         return 0
     if piece.leading is None:
@@ -261,15 +270,19 @@ def _files(cut: Cut, folder: Path, max_shard_bytes: int) -> dict[str, int]:
 
 
 def _copy_memory(cut: Cut) -> int:
-    """Buffers for what is copied and what is converted, and the initialised child in float32."""
+    """Buffers, however large the tensors are, and the initialised child in float32."""
     initialised = memory_needed([piece.source for piece in cut.pieces if piece.source]) if cut.initial else 0
-    return max(2 * CHUNK_BYTES, initialised)
+    return initialised + NUM_BUFFERS * CHUNK_BYTES
 
 
-def _proof_memory(weights: Weights, cut: Cut) -> int:
-    """What is no layer and the largest layer of the reference, in float32, and what they need to run."""
-    whole = len(cut.layers) == cut.anatomy.depth
-    return memory_needed(LayerStream(weights).in_memory(len(cut.layers), head=whole))
+def _in_memory(weights: Weights, cut: Cut) -> Sequence[TensorEntry]:
+    """What the proof holds at a time: what is no layer and the largest one, or all where it must be loaded whole."""
+    stream = LayerStream(weights)
+    try:
+        stream.check(all_are_read=False)
+    except NotByLayer:
+        return list(weights.tensors.values())
+    return stream.in_memory(len(cut.layers), head=len(cut.layers) == cut.anatomy.depth)
 
 
 def _changes(before: Mapping[str, Any], after: Mapping[str, Any], path: str = "") -> dict[str, tuple[Any, Any]]:

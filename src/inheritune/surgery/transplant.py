@@ -96,7 +96,6 @@ def inherit(
         raise RecipeError(f"a shard of {max_shard_bytes} bytes holds nothing. Give max_shard_bytes 1 or more.")
     weights = check_files(folder)
     cut = choose_parts(plan_cut(weights, layers, dtype), parts, seed, target)
-    check_place(target)
     require_space(target, sum(piece.num_bytes for piece in cut.pieces), "the child")
     quantised = bool(cut.config.get("quantization_config"))
     obstacle = obstacle_to_proof(cut, verify, quantised)
@@ -141,9 +140,8 @@ def inherit(
 
 
 def _origin(piece: Piece, cut: Cut, hashes: Mapping[str, str]) -> TensorOrigin:
-    """Where a tensor of the child comes from; ``"0"`` is the constant."""
-    source = "0" if piece.source is None else cut.origins[piece.name]
-    return TensorOrigin(source, cut.operation(piece), hashes[piece.name])
+    """Where a tensor of the child comes from."""
+    return TensorOrigin(cut.source_of(piece), cut.operation(piece), hashes[piece.name])
 
 
 @contextmanager
@@ -164,9 +162,10 @@ def check_target(target: Path, reference: Path) -> None:
             f"the child's folder {target} and the reference {reference} lie in each other. Name a folder elsewhere."
         )
     place = next(parent for parent in target.absolute().parents if parent.exists())
-    if not os.access(place, os.W_OK | os.X_OK):
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         raise SurgeryError(
-            f"nothing can be written in {place}, where {target.name} is to be made. Name another folder."
+            f"{place} cannot be written to (no folder, no permission, or a read-only disk), so nothing can be written "
+            f"as {target.name} in it. Name another folder."
         )
     if target.exists() and not target.is_dir():
         raise SurgeryError(f"{target} is a file, and the child is to be a folder. Name another one.")
@@ -174,15 +173,6 @@ def check_target(target: Path, reference: Path) -> None:
         raise SurgeryError(
             f"{target} is not empty and no former child (it has no {FILE}), so it is left as it is. "
             "Name another folder, or remove this one yourself."
-        )
-
-
-def check_place(target: Path) -> None:
-    """Refuse where nothing can be written."""
-    place = next(parent for parent in target.resolve().parents if parent.exists())
-    if not place.is_dir() or not os.access(place, os.W_OK):
-        raise SurgeryError(
-            f"{place} cannot be written to (no folder, no permission, or a read-only disk). Name another folder."
         )
 
 
