@@ -14,8 +14,8 @@ from inheritune.surgery.doctor import count_numbered, diagnose, judge_depth, jud
 from inheritune.surgery.mending import Held
 from inheritune.surgery.transplant import inherit
 
-FOREIGN_CLASSES = ("emu3", "mllama")
-"""Types of which AutoModelForCausalLM saves a text config that AutoModelForCausalLM cannot load."""
+FOREIGN_CLASSES = ("emu3",)
+"""Types whose files AutoModelForCausalLM cannot load: it looks for the text model's tensors under other names."""
 
 
 def edit(folder, **changes):
@@ -90,6 +90,16 @@ def test_published_layout_is_sound(layout, build_model, save_reference, tmp_path
     found = diagnose(folder)
     assert found.is_sound and found.held_depth == 4
     assert not [each for each in found.findings if each.kind not in ("training", "unread", "layout", "tied head")]
+
+
+def test_towers_of_a_model_that_sees_are_left_unread_and_layers_too_many_are_not(tmp_path):
+    with silence():
+        parent = save("llama4", tmp_path / "parent")
+        found = diagnose(parent)
+        assert found.is_sound and any(finding.kind == "unread" for finding in found.findings)
+        text = json.loads((parent / "config.json").read_text())["text_config"]
+        edit(parent, text_config=text | {"num_hidden_layers": 11})
+        assert not diagnose(parent).is_sound
 
 
 def test_depth_that_the_files_do_not_hold_is_said_with_both_numbers(save_reference, tmp_path):

@@ -15,7 +15,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from inheritune.errors import SurgeryError
 from inheritune.runs import read_json
-from inheritune.surgery.anatomy import OTHER_TOWERS, Anatomy, find_layers
+from inheritune.surgery.anatomy import OTHER_TOWERS, TEXT_CONFIGS, Anatomy, find_layers
 from inheritune.surgery.contents import CONFIG, Contents, read_contents
 from inheritune.surgery.exceptions import packed_over_depth
 from inheritune.surgery.findings import Diagnosis, Finding, in_order, in_words, of_error
@@ -233,6 +233,7 @@ def _judge_fit(
 ) -> _Judged:
     """Add what the loader has to say, and how to mend the folder where everything then fits."""
     tensors = contents.tensors
+    fit = replace(fit, loading=_without_towers(fit, layer_names))
     findings = [*judged.findings, *judge_loading(fit.loading, fit.depth)]
     twice = {pair: _same_bytes(tensors[pair[0]], tensors[pair[1]]) for pair in fit.loading.tied_twice}
     findings += [judge_tied(copy, source, is_same=is_same) for (copy, source), is_same in twice.items()]
@@ -254,6 +255,20 @@ def _judge_fit(
         num_rows=judged.num_rows or fit.num_rows,
         mend=mending,
     )
+
+
+def _without_towers(fit: _Fit, layer_names: LayerNames | None) -> Loading:
+    """The same account, where a model that sees or hears is read as its text model alone: it leaves the rest unread."""
+    towers = [
+        name
+        for name, part in fit.config.items()
+        if name not in TEXT_CONFIGS and isinstance(part, Mapping) and part.get("model_type")
+    ]
+    if not towers or fit.loading.missing or layer_names is None:
+        return fit.loading
+    outside = tuple(name for name in fit.loading.unexpected if layer_names.index(name) is None)
+    others = tuple(name for name in fit.loading.unexpected if name not in set(outside))
+    return replace(fit.loading, unexpected=others, unread=(*fit.loading.unread, *outside))
 
 
 def _build(config: Mapping[str, Any]) -> tuple[PreTrainedModel | None, Anatomy | None, SurgeryError | None]:
@@ -464,7 +479,8 @@ def judge_loading(loading: Loading, depth: int | None) -> list[Finding]:
         what = f"cannot be put together from the files: {reason}{more}{under}"
         findings.append(Finding("fault", "missing", name, what, "Copy the missing weights again."))
     if loading.unread:
-        what = f"{_count(loading.unread)} that transformers does not read: old buffers, or prediction layers"
+        kinds = "old buffers, prediction layers, or towers for images and sound"
+        what = f"{_count(loading.unread)} that this class does not read: {kinds}"
         findings.append(Finding("note", "unread", in_words(loading.unread), what, ""))
     if loading.unpublished:
         what = f"{_count(loading.unpublished)} named as in transformers' classes, and not as in published files"
