@@ -1,6 +1,8 @@
 import dataclasses
+import errno
 import hashlib
 import json
+import os
 import shutil
 import struct
 
@@ -312,8 +314,14 @@ def test_full_disk_is_refused_before_a_byte_is_written(save_reference, tmp_path,
 
 def test_target_in_a_place_that_cannot_be_written_is_refused_in_words(save_reference, tmp_path, monkeypatch):
     reference = save_reference("llama", tmp_path / "reference")
-    monkeypatch.setattr(transplant.os, "access", lambda *_arguments: False)
-    with pytest.raises(SurgeryError, match=f"nothing can be written in {tmp_path}, where child is to be made"):
+
+    def refuse(*_arguments, **_options):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(transplant.tempfile, "TemporaryFile", refuse)
+    with pytest.raises(
+        SurgeryError, match=rf"{tmp_path} cannot be written to \(Read-only.*\), so child cannot be made"
+    ):
         inherit(reference, tmp_path / "child")
     assert [path.name for path in tmp_path.iterdir()] == ["reference"]
 

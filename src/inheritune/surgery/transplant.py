@@ -5,8 +5,8 @@ decided before a byte is written, from both configs and both models on device me
 back and run (law 2). The folder appears under its name by one rename, whole, or not at all.
 """
 
-import os
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -162,11 +162,13 @@ def check_target(target: Path, reference: Path) -> None:
             f"the child's folder {target} and the reference {reference} lie in each other. Name a folder elsewhere."
         )
     place = next(parent for parent in target.absolute().parents if parent.exists())
-    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+    try:
+        tempfile.TemporaryFile(dir=place).close()  # nameless; what permissions promise is not always kept
+    except OSError as error:
         raise SurgeryError(
-            f"{place} cannot be written to (no folder, no permission, or a read-only disk), so nothing can be written "
-            f"as {target.name} in it. Name another folder."
-        )
+            f"{place} cannot be written to ({error.strerror}), so {target.name} cannot be made there. "
+            "Name another folder."
+        ) from error
     if target.exists() and not target.is_dir():
         raise SurgeryError(f"{target} is a file, and the child is to be a folder. Name another one.")
     if target.is_dir() and any(target.iterdir()) and not (target / FILE).is_file():
