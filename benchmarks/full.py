@@ -17,6 +17,9 @@ from inheritune.runs import machine_facts
 
 ROOT = Path(__file__).resolve().parents[1]
 BOOKS = ROOT.parent / "shared" / "data" / "corpora" / "books"
+TYPES = "tests/surgery/architectures"
+"""Its long form does what ``architectures.py`` does."""
+
 TAIL_CHARACTERS = 1500
 
 
@@ -24,13 +27,15 @@ def checks(folder: Path) -> dict[str, list[str]]:
     """Name and command of each check; a check of a folder that is not here is left out and named."""
     python = sys.executable
     demo = folder / "demo"
+    pytest = [python, "-m", "pytest", "-q", "-m", "not reliability"]
     listed = {
         "lint": [python, "-m", "ruff", "check", "."],
         "format": [python, "-m", "ruff", "format", "--check", "."],
         "types": [python, "-m", "mypy"],
-        "tests": [python, "-m", "pytest", "-q", "-m", "not reliability"],
-        "reliability": [python, "benchmarks/reliability.py"],
         "model types": [python, "benchmarks/architectures.py"],
+        "surgery": ["env", "INHERITUNE_FULL=1", *pytest, "tests/surgery", "--dist", "worksteal", "--ignore", TYPES],
+        "tests": [*pytest, "--ignore", "tests/surgery"],
+        "reliability": [python, "benchmarks/reliability.py"],
         "start-up": [python, "benchmarks/startup.py"],
         "demo": [python, "-m", "inheritune", "demo", "--run-dir", str(demo)],
     }
