@@ -63,7 +63,7 @@ def guarded(model_type: str) -> dict[str, Any]:
         if process.is_alive():
             process.kill()
             process.join()
-        print(model_type, process.exitcode, flush=True)
+        print(model_type, "done" if result.exists() else f"ended with {process.exitcode}", flush=True)
         if result.exists():
             return dict(json.loads(result.read_text(encoding="utf-8")))
     reason = f"its process ended with {process.exitcode} (limits: {MAX_SECONDS} s, {MAX_BYTES // 2**30} GiB)"

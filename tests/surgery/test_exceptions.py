@@ -106,6 +106,12 @@ def test_sparse_step_is_kept_for_a_prefix_and_written_out_for_moved_layers():
     assert len(notes) == 1
 
 
+def test_rescaling_by_index_is_said_of_moved_layers_alone():
+    assert changed({"rescale_every": 6}, range(3)) == ({}, [])
+    fields, notes = changed({"rescale_every": 6}, [0, 2])
+    assert fields == {} and "do not compute what they did" in notes[0]
+
+
 def test_only_matrices_packed_over_depth_are_cut_and_along_their_axis():
     assert packed_over_depth("model.embed_tokens_per_layer.weight", (100, 48), 12, 5) == (100, 20)
     assert packed_over_depth("model.per_layer_model_projection.weight", (48, 16), 12, 5) == (20, 16)

@@ -319,9 +319,7 @@ def test_target_in_a_place_that_cannot_be_written_is_refused_in_words(save_refer
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     monkeypatch.setattr(transplant.tempfile, "TemporaryFile", refuse)
-    with pytest.raises(
-        SurgeryError, match=rf"{tmp_path} cannot be written to \(Read-only"
-    ):
+    with pytest.raises(SurgeryError, match=rf"{tmp_path} cannot be written to \(Read-only"):
         inherit(reference, tmp_path / "child")
     assert [path.name for path in tmp_path.iterdir()] == ["reference"]
 

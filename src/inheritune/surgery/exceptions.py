@@ -145,6 +145,15 @@ def _sparse_step(text: Mapping[str, Any], layers: Sequence[int], depth: int) -> 
     return {"decoder_sparse_step": 1, "mlp_only_layers": dense}, [note]
 
 
+def _rescaled_by_index(text: Mapping[str, Any], layers: Sequence[int], depth: int) -> Changes:
+    every = text.get("rescale_every")
+    if is_prefix(layers) or not every:
+        return {}, []
+    return {}, [
+        f"moved layers do not compute what they did: for inference the layers are halved after every {every}, by index"
+    ]
+
+
 CONFIG_EXCEPTIONS: tuple[ConfigException, ...] = (
     ConfigException(
         "multi-token prediction layers are trained on top of the last layer; a child has another last layer, so none",
@@ -193,6 +202,11 @@ CONFIG_EXCEPTIONS: tuple[ConfigException, ...] = (
         "every decoder_sparse_step-th layer has experts; for moved layers the dense ones are listed instead",
         "qwen3_moe/modeling_qwen3_moe.py, Qwen3MoeDecoderLayer; qwen2_moe, qwen3_next, flint",
         _sparse_step,
+    ),
+    ConfigException(
+        "for inference output weights and hidden states are divided by 2 every rescale_every layers, by their index",
+        "rwkv/modeling_rwkv.py, RwkvModel._rescale_layers",
+        _rescaled_by_index,
     ),
 )
 """Each about fields of its own."""

@@ -1,11 +1,14 @@
 """Every causal-LM type: exact, or refused with a depth that works, never silently wrong."""
 
+import json
 import os
 
 import pytest
+from safetensors.torch import load_file
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from architectures import cutting, nursery
+from inheritune.surgery.transplant import inherit
 
 SAMPLE = (
     # each exception
@@ -18,7 +21,7 @@ SAMPLE = (
 TESTED = nursery.TYPES if os.environ.get("INHERITUNE_FULL") else SAMPLE
 DEPTHS = (5, 1, 11) if os.environ.get("INHERITUNE_FULL") else (5,)
 
-NEVER = {"hrm_text", "blt", "xlm"}
+NEVER = {"hrm_text", "blt", "xlm", "emu3"}
 """Types that are cut at no depth."""
 
 AT_SOME_DEPTHS = {"gemma4_text", "gemma4_unified_text", "gemma4", "gemma4_unified", "zamba", "rwkv", "olmo_hybrid"}
@@ -65,3 +68,35 @@ def test_judge_sees_a_child_that_differs_in_one_weight_and_one_that_has_a_layer_
     assert cutting.compare(cutting.load(parent), child, 5) > 0.0
     with pytest.raises(ValueError, match="has 5 layers, not 4"):
         cutting.compare(cutting.load(parent), child, 4)
+
+
+def test_bias_that_only_a_last_layer_has_is_a_constant_of_zeros_in_the_certificate(tmp_path):
+    parent = nursery.save("gpt_neox_japanese", tmp_path / "parent")
+    certificate = inherit(parent, tmp_path / "child", layers=5)
+    name = "gpt_neox_japanese.layers.4.attention.dense_bias"
+    assert certificate.kind == "prefix" and certificate.max_abs_difference == 0.0
+    assert certificate.tensors[name].op == "constant" and certificate.tensors[name].source == "0"
+    assert not load_file(tmp_path / "child" / "model.safetensors")[name].any()
+
+
+@pytest.mark.parametrize(
+    ("model_type", "said"), [("beam", "attn_residual_add_idx"), ("diffllama", "lambda_init"), ("rwkv", "by index")]
+)
+def test_selection_that_moves_layers_which_compute_with_their_index_says_so(model_type, said, tmp_path):
+    outcome = cutting.judge_moved(nursery.save(model_type, tmp_path / "parent"), tmp_path / "child")
+    assert outcome.kind == "exact" and outcome.difference
+    assert any(said in note and "do not compute what they did" in note for note in outcome.notes)
+
+
+@pytest.mark.parametrize("model_type", ["jamba", "zamba2", "gemma3n_text"])
+def test_selection_that_no_config_can_state_is_refused(model_type, tmp_path):
+    outcome = cutting.judge_moved(nursery.save(model_type, tmp_path / "parent"), tmp_path / "child")
+    assert outcome.kind == "refused" and "refix" in outcome.reason
+
+
+def test_period_of_sparse_layers_is_written_out_for_moved_layers(tmp_path):
+    parent = nursery.save("qwen3_moe", tmp_path / "parent", decoder_sparse_step=2)
+    outcome = cutting.judge_moved(parent, tmp_path / "child")
+    assert (outcome.kind, outcome.difference) == ("exact", 0.0)
+    config = json.loads((tmp_path / "child" / "config.json").read_text())
+    assert config["decoder_sparse_step"] == 1 and config["mlp_only_layers"] == [0, 1, 2]
