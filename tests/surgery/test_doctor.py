@@ -3,7 +3,7 @@ import struct
 
 import pytest
 import torch
-from architectures.nursery import TYPES, save, silence
+from architectures.nursery import TYPES_OF_LONG_FORM, save, silence
 from passthrough import KINDS, make
 from safetensors.torch import load_file, save_file
 from test_layouts import LAYOUTS, parameters, write
@@ -65,10 +65,8 @@ def test_every_wrong_folder_of_a_passthrough_is_found(family, save_reference, tm
     assert check_wrong_folders(save_reference(family, tmp_path / "reference"), tmp_path, 2) >= 5
 
 
-@pytest.mark.parametrize("model_type", TYPES)
-def test_of_every_type_wrong_folders_are_found_and_right_ones_are_sound(model_type, full, tmp_path):
-    if not full:
-        pytest.skip("the long form alone")
+@pytest.mark.parametrize("model_type", TYPES_OF_LONG_FORM)
+def test_of_every_type_wrong_folders_are_found_and_right_ones_are_sound(model_type, tmp_path):
     parent = save(model_type, tmp_path / "parent")
     with silence():
         assert diagnose(parent).is_sound is (model_type not in FOREIGN_CLASSES)

@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 from architectures import cutting
-from architectures.nursery import TYPES, save, silence
+from architectures.nursery import TYPES_OF_LONG_FORM, save, silence
 from passthrough import KINDS, make
 from safetensors.torch import load_file, save_file
 
@@ -75,10 +75,8 @@ def test_repair_of_an_exceptional_type_computes_what_its_parent_does(model_type,
         assert cutting.compare(cutting.load(parent), cutting.load(tmp_path / "mended"), 5) == 0.0
 
 
-@pytest.mark.parametrize("model_type", TYPES)
-def test_of_every_type_a_repair_is_exact_or_refused(model_type, full, tmp_path):
-    if not full:
-        pytest.skip("the long form alone")
+@pytest.mark.parametrize("model_type", TYPES_OF_LONG_FORM)
+def test_of_every_type_a_repair_is_exact_or_refused(model_type, tmp_path):
     with silence():
         list(check_repairs(save(model_type, tmp_path / "parent"), tmp_path, 5))
 

@@ -10,6 +10,7 @@ A type's own default config is shrunk by the names of its fields (``SIZES``); a 
 says why it is not.
 """
 
+import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -249,3 +250,6 @@ class silence(warnings.catch_warnings):  # noqa: N801
 
 TYPES = tuple(sorted(set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - set(NOT_BUILDABLE)))
 """The types that can be built."""
+
+TYPES_OF_LONG_FORM = TYPES if os.environ.get("INHERITUNE_FULL") else ()
+"""For tests of every type that run in the long form alone."""
