@@ -226,7 +226,7 @@ def save(model_type: str, folder: Path, depth: int = DEPTH, **changes: Any) -> P
     """
     with silence():
         model = build(model_type, depth, **changes)
-        if model.config.model_type != model_type:
+        if model.config.model_type != CONFIG_MAPPING[model_type].model_type:
             config = tiny_config(model_type, depth, **changes)
             model = _randomised(AutoModelForMultimodalLM.from_config(config, dtype=torch.float32))
         model.save_pretrained(folder)
