@@ -33,7 +33,7 @@ def test_states_are_those_of_the_trace(save_reference, tmp_path):
     folder = save_reference("llama", tmp_path / "reference")
     states = states_of(check_files(folder), 4, to_the_end=True, is_child=False)
     traced = trace(load_model(folder), 3)
-    assert torch.equal(states.hidden_BTD[-1], traced.hidden_BTD)
+    assert torch.equal(states.hidden_BTD[max(states.hidden_BTD)], traced.hidden_BTD)
     assert torch.equal(states.logits_BTV, traced.logits_BTV)
 
 
@@ -76,12 +76,19 @@ def test_reference_whose_files_are_not_those_of_its_config_is_refused(save_refer
 
 def test_first_layer_that_differs_is_named():
     same, other = torch.zeros(1, 2, 3), torch.full((1, 2, 3), 0.5)
-    assert first_difference(States((same, same), same), States((same, same), same)) == (0.0, "")
-    assert first_difference(States((same, same, same), None), States((same, other, 2 * other), None)) == (
-        1.0,
-        "after layer 1",
-    )
-    assert first_difference(States((same,), same), States((same,), other)) == (0.5, "in the logits")
+
+    def states(*hidden, logits=None):
+        return States(dict(enumerate(hidden)), logits)
+
+    assert first_difference(states(same, same, logits=same), states(same, same, logits=same)) == (0.0, "")
+    assert first_difference(states(same, same, same), states(same, other, 2 * other)) == (1.0, "after layer 1")
+    assert first_difference(states(same, logits=same), states(same, logits=other)) == (0.5, "in the logits")
+
+
+def test_layer_that_runs_in_one_of_the_two_alone_is_infinitely_different():
+    same = torch.zeros(1, 2, 3)
+    found = first_difference(States({0: same, 2: same}, None), States({0: same, 1: same, 2: same}, None))
+    assert found == (float("inf"), "in layer 1, which runs in one of the two alone")
 
 
 @pytest.mark.parametrize("found", [torch.zeros(2), torch.tensor([0.0, 0.0, float("nan")])])

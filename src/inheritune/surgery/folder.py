@@ -424,10 +424,14 @@ def limits(model: torch.nn.Module) -> frozenset[str]:
     return frozenset(name.rpartition(".")[2] for name, buffer in model.named_buffers() if buffer.dim() == 0)
 
 
-def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+def load_model(folder: Path, dtype: torch.dtype = torch.float32, *, all_are_read: bool = True) -> PreTrainedModel:
     """Load a causal LM from its folder in eval mode, on the CPU, with every tensor from the file.
 
-    Left over in the file may be what the class does not read (``unread_patterns``), and prediction layers.
+    Args:
+        folder: of the model.
+        dtype: that its tensors are to have.
+        all_are_read: refuse files that hold a tensor for which the class has no place. Left over may be what it does
+            not read (``unread_patterns``), and prediction layers. A text model out of one that sees leaves a tower.
 
     Raises:
         SurgeryError: a file is damaged, or a tensor is missing, unexpected or of another shape.
@@ -449,7 +453,7 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedMo
         raise SurgeryError(
             f"{folder} cannot be loaded: {_reason(error)}. Check that config.json belongs to the weights."
         ) from error
-    info["unexpected_keys"] = strangers(info["unexpected_keys"], model)
+    info["unexpected_keys"] = strangers(info["unexpected_keys"], model) if all_are_read else ()
     faults = [
         f"{len(keys)} {kind.replace('_keys', '')} (first: {min(map(str, keys))})"
         for kind, keys in sorted(info.items())

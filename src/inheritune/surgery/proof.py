@@ -4,7 +4,7 @@
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,11 +32,11 @@ class States:
     """What a model made of the random tokens.
 
     Attributes:
-        hidden_BTD: after each of the first layers, float32.
-        logits_BTV: where every layer ran; else None.
+        hidden_BTD: by index, after each of the first layers that runs on text alone, float32.
+        logits_BTV: where every layer was asked for; else None.
     """
 
-    hidden_BTD: tuple[Tensor, ...]  # noqa: N815
+    hidden_BTD: Mapping[int, Tensor]  # noqa: N815
     logits_BTV: Tensor | None  # noqa: N815
 
 
@@ -61,23 +61,26 @@ def states_of(weights: Weights, num_layers: int, *, to_the_end: bool, is_child: 
         if not fits_in_memory(stream.in_memory(num_layers, head=to_the_end)):
             raise NotProved("one layer in float32 beside the embeddings does not fit in the memory that is free")
         hidden, logits = stream.run(random_tokens(stream.model), num_layers, head=to_the_end)
-        return States(tuple(hidden), logits)
+        return States(dict(enumerate(hidden)), logits)
     except NotByLayer as error:
         reason = str(error)
     if not fits_in_memory(list(weights.tensors.values())):
         raise NotProved(
             f"the model in float32 does not fit in the memory that is free, and cannot be run layer by layer ({reason})"
         )
-    hidden, logits = _run_whole(load_model(weights.folder), num_layers)
-    return States(tuple(hidden), logits if to_the_end else None)
+    states, logits = _run_whole(load_model(weights.folder, all_are_read=is_child), num_layers)
+    return States(states, logits if to_the_end else None)
 
 
 def first_difference(expected: States, found: States) -> tuple[float, str]:
-    """The largest difference, and where the first one is, in words; 0 and nothing if there is none."""
-    pairs = [
-        (f"after layer {index}", *pair)
-        for index, pair in enumerate(zip(expected.hidden_BTD, found.hidden_BTD, strict=True))
-    ]
+    """The largest difference, and where the first one is, in words; 0 and nothing if there is none.
+
+    A layer that runs in one of the two alone is an infinite difference.
+    """
+    one_ran, other_ran = expected.hidden_BTD, found.hidden_BTD
+    if one_ran.keys() != other_ran.keys():
+        return float("inf"), f"in layer {min(one_ran.keys() ^ other_ran.keys())}, which runs in one of the two alone"
+    pairs = [(f"after layer {index}", one_ran[index], other_ran[index]) for index in sorted(one_ran)]
     if expected.logits_BTV is not None and found.logits_BTV is not None:
         pairs.append(("in the logits", expected.logits_BTV, found.logits_BTV))
     differences = [(largest_difference(one, other), where) for where, one, other in pairs]
@@ -99,7 +102,7 @@ def trace(model: PreTrainedModel, layer: int) -> Trace:
         SurgeryError: the model fails in its own forward.
     """
     hidden, logits_BTV = _run_whole(model, layer + 1)
-    return Trace(hidden[-1], logits_BTV)
+    return Trace(hidden[max(hidden)], logits_BTV)
 
 
 def random_tokens(model: PreTrainedModel) -> Tensor:
@@ -107,13 +110,14 @@ def random_tokens(model: PreTrainedModel) -> Tensor:
     config: Any = model.config
     embedding = model.get_input_embeddings()
     assert isinstance(embedding, nn.Embedding)
-    positions = min(POSITIONS, getattr(config.get_text_config(), "max_position_embeddings", None) or POSITIONS)
+    stated = getattr(config.get_text_config(), "max_position_embeddings", None)
+    positions = min(POSITIONS, stated) if type(stated) is int and stated > 0 else POSITIONS  # XLNet states -1: no end
     generator = torch.Generator().manual_seed(SEED)
     return torch.randint(embedding.num_embeddings, (BATCH, positions), generator=generator)
 
 
-def _run_whole(model: PreTrainedModel, num_layers: int) -> tuple[list[Tensor], Tensor]:
-    """The hidden state after each of the first layers, and the logits, of a model that is in memory."""
+def _run_whole(model: PreTrainedModel, num_layers: int) -> tuple[dict[int, Tensor], Tensor]:
+    """The hidden state after each of the first layers that run, and the logits, of a model that is in memory."""
     ids_BT = random_tokens(model)
     states: dict[int, Tensor] = {}
 
@@ -137,7 +141,7 @@ def _run_whole(model: PreTrainedModel, num_layers: int) -> tuple[list[Tensor], T
     finally:
         for handle in handles:
             handle.remove()
-    return [states[index] for index in range(num_layers)], logits_BTV
+    return states, logits_BTV
 
 
 def largest_difference(expected: Tensor, found: Tensor) -> float:

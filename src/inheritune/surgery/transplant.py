@@ -121,6 +121,8 @@ def inherit(
             if expected is not None:
                 try:
                     difference = _compare(expected, new, cut)
+                    if idle := sorted(set(range(len(cut.layers))) - set(expected.hidden_BTD)):
+                        notes.append(f"layers that do not run on text alone, so that only bytes were compared: {idle}")
                 except NotProved as error:
                     notes.append(f"{error}: bytes were compared")
             if verify and difference is None and not quantised:

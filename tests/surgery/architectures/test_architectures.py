@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from architectures import cutting, nursery
+from inheritune.errors import SurgeryError
 from inheritune.surgery.transplant import inherit
 
 SAMPLE = (
@@ -100,3 +101,27 @@ def test_period_of_sparse_layers_is_written_out_for_moved_layers(tmp_path):
     assert (outcome.kind, outcome.difference) == ("exact", 0.0)
     config = json.loads((tmp_path / "child" / "config.json").read_text())
     assert config["decoder_sparse_step"] == 1 and config["mlp_only_layers"] == [0, 1, 2]
+
+
+def test_layer_that_does_not_run_on_text_alone_is_said(tmp_path):
+    """Mllama's layers that look at images are left out where there is none."""
+    certificate = inherit(nursery.save("mllama", tmp_path / "parent"), tmp_path / "child", layers=5)
+    assert (certificate.kind, certificate.max_abs_difference) == ("prefix", 0.0)
+    assert any("do not run on text alone" in note and "[3]" in note for note in certificate.notes)
+
+
+def test_config_that_states_no_end_of_positions_is_proved(tmp_path):
+    certificate = inherit(nursery.save("xlnet", tmp_path / "parent"), tmp_path / "child", layers=5)
+    assert (certificate.kind, certificate.max_abs_difference) == ("prefix", 0.0)
+
+
+@pytest.mark.parametrize("model_type", nursery.TYPES_OF_LONG_FORM)
+def test_of_every_type_the_child_is_proved_or_refused(model_type, tmp_path):
+    with nursery.silence():
+        parent = nursery.save(model_type, tmp_path / "parent")
+        try:
+            certificate = inherit(parent, tmp_path / "child", layers=5)
+        except SurgeryError:
+            assert model_type in NEVER | AT_SOME_DEPTHS
+        else:
+            assert (certificate.kind, certificate.max_abs_difference) == ("prefix", 0.0)
