@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import convert_and_load_state_dict_in_model, revert_weight_conversion
-from transformers.modeling_utils import LoadStateDictConfig, PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
+from transformers.modeling_utils import PreTrainedModel
 
 from inheritune.errors import SurgeryError
 from inheritune.surgery.folder import module_names, quiet, unread_patterns
+from inheritune.surgery.layer_stream import load_into
 from inheritune.surgery.tensor_file import TensorEntry
 
 Shape = tuple[int, ...]
@@ -58,7 +58,6 @@ def compare(model: PreTrainedModel, tensors: Mapping[str, TensorEntry]) -> Loadi
     Source: ``_load_pretrained_model`` and ``_finalize_model_loading`` of transformers 5.23, without the steps that
     allocate memory.
     """
-    mapping = get_model_conversion_mapping(model)
     places = model.state_dict()
     unread = re.compile("|".join(unread_patterns(model)))
     published = set(revert_weight_conversion(model, places))
@@ -70,9 +69,7 @@ def compare(model: PreTrainedModel, tensors: Mapping[str, TensorEntry]) -> Loadi
             f"there are tensors of a shape that torch refuses ({error}). Copy the files again."
         ) from error
     with quiet():
-        info, _ = convert_and_load_state_dict_in_model(
-            model, stand_ins, LoadStateDictConfig(device_map={"": torch.device("meta")}, weight_mapping=mapping)
-        )
+        info = load_into(model, stand_ins, "meta")
         found = set(places) - info.missing_keys
         tied_twice = sorted(
             (files_of[copy], files_of[source])
