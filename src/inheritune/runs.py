@@ -209,7 +209,7 @@ def new_folder(target: Path, num_bytes: int | None = None) -> Iterator[Path]:
     recover(target)
     for left_over in target.parent.glob(f".{target.name}.*.tmp"):
         owner = left_over.name.split(".")[-2]
-        if owner == str(os.getpid()) or not (owner.isdecimal() and _is_running(int(owner))):
+        if owner == str(os.getpid()) or not (owner.isdecimal() and is_running(int(owner))):
             shutil.rmtree(left_over, ignore_errors=True)
     try:
         temporary.mkdir()
@@ -236,7 +236,7 @@ def new_folder(target: Path, num_bytes: int | None = None) -> Iterator[Path]:
         raise
 
 
-def _is_running(process: int) -> bool:
+def is_running(process: int) -> bool:
     """Whether a process of this number runs on this machine."""
     try:
         os.kill(process, 0)

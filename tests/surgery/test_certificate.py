@@ -4,6 +4,7 @@ import pytest
 
 from inheritune.errors import SurgeryError
 from inheritune.surgery.certificate import Certificate, TensorOrigin
+from inheritune.surgery.transplant import inherit
 
 WHOLE = Certificate("prefix", "owner/model", (0, 1), 0.0, {"a": TensorOrigin("b", "slice", "00ff")}, ("a note",))
 
@@ -35,3 +36,17 @@ def test_damaged_certificate_is_refused(content, tmp_path):
     (tmp_path / "certificate.json").write_text(content)
     with pytest.raises(SurgeryError, match="is not a certificate"):
         Certificate.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("kind", "proved"), ("max_abs_difference", 0.5), ("max_abs_difference", None), ("op", "made"), ("from", [])],
+)
+def test_certificate_that_says_what_no_inheritance_says_is_refused(field, value, save_reference, tmp_path):
+    inherit(save_reference("llama", tmp_path / "reference"), tmp_path / "child", layers=2)
+    path = tmp_path / "child" / "certificate.json"
+    said = json.loads(path.read_text())
+    (next(iter(said["tensors"].values())) if field in ("op", "from") else said)[field] = value
+    path.write_text(json.dumps(said))
+    with pytest.raises(SurgeryError, match="is not a certificate"):
+        Certificate.load(tmp_path / "child")

@@ -1,10 +1,12 @@
 import math
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from inheritune.errors import SurgeryError
+from inheritune.surgery import exceptions
 from inheritune.surgery.exceptions import (
     CONFIG_EXCEPTIONS,
     HARMLESS_SETTINGS,
@@ -141,3 +143,9 @@ def test_queries_beside_the_layers_belong_to_theirs():
     assert layer_beside("model.llm.attn_res.mlp_queries.4") == 4
     assert layer_beside("model.llm.attn_res.output_query") is None
     assert layer_beside("model.layers.4.attn_res.query") is None
+
+
+def test_manual_names_every_exception_with_its_reason_and_its_source():
+    manual = (Path(__file__).parents[2] / "docs" / "surgery.md").read_text(encoding="utf-8")
+    told = [*exceptions.CONFIG_EXCEPTIONS, *exceptions.OBSTACLES.values()]
+    assert not [each.reason for each in told if each.reason not in manual or each.source not in manual]

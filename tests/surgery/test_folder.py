@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from inheritune.cli import main
 from inheritune.data.tokenizer import open_tokenizer
 from inheritune.errors import DataError, SurgeryError
-from inheritune.surgery.folder import check_files, limits, load_model, resolve
+from inheritune.surgery.cut import plan_cut
+from inheritune.surgery.folder import check_entry, check_files, limits, load_model, resolve
 from inheritune.surgery.transplant import inherit
 
 INDEX = "model.safetensors.index.json"
@@ -543,3 +544,29 @@ def test_map_of_code_that_is_none_is_refused_too(save_reference, tmp_path):
     for auto_map in (True, 3, "text", [1, "a", None], {"a": {"b": "x" * 10_000}}):
         alter(folder, model_type="their_own", auto_map=auto_map)
         refused(lambda: check_files(folder), "remote code")
+
+
+def test_link_to_a_folder_is_not_followed(save_reference, tmp_path):
+    folder = save_reference("llama", tmp_path / "reference")
+    (folder / "LICENSES").mkdir()
+    (folder / "LICENSES" / "again").symlink_to(folder / "LICENSES")
+    with pytest.raises(SurgeryError, match="is a link to a folder"):
+        check_entry(folder, folder / "LICENSES")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"num_kv_shared_layers": "3"},
+        {"hybrid_override_pattern": 5},
+        {"local_layer_ids": [[1]]},
+        {"attention_types": ["local"]},
+        {"pruned_heads": {"x": [0]}},
+    ],
+)
+def test_field_of_another_kind_than_its_class_has_is_one_clear_line(fields, save_reference, tmp_path):
+    folder = save_reference("llama", tmp_path / "reference")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | fields))
+    with pytest.raises(SurgeryError):
+        plan_cut(check_files(folder), 2)

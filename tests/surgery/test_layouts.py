@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+from architectures import nursery
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from inheritune.surgery.anatomy import layer_modules
+from inheritune.surgery.recheck import recheck
 from inheritune.surgery.transplant import inherit
 
 Tensors = dict[str, Tensor]
@@ -433,3 +435,20 @@ def test_quantised_reference_is_cut_byte_for_byte_with_every_scale(scale, save_r
     for folder in (reference, tmp_path / "child"):
         dequantised(folder, scale)
     assert torch.equal(hidden_after(reload(tmp_path / "child"), 1), hidden_after(reload(reference), 1))
+
+
+def test_text_config_inside_a_wrapper_states_the_new_dtype_too(tmp_path):
+    parent = nursery.save("qwen3_5", tmp_path / "parent")
+    for dtype in ("bfloat16", "float32"):
+        inherit(parent, tmp_path / "child", layers=5, dtype=dtype)
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / "child", dtype="auto")
+        assert str(model.dtype) == f"torch.{dtype}"
+        recheck(tmp_path / "child", parent)
+
+
+def test_prediction_layers_beside_a_wrapper_s_layers_are_no_second_list(tmp_path):
+    parent = nursery.save("qwen3_5", tmp_path / "parent")
+    tensors = load_file(parent / WEIGHTS)
+    write({**tensors, "mtp.layers.0.input_layernorm.weight": torch.ones(4)}, parent / WEIGHTS)
+    certificate = inherit(parent, tmp_path / "child", layers=5)
+    assert certificate.max_abs_difference == 0.0 and not any("mtp" in name for name in certificate.tensors)

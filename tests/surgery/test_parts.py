@@ -2,6 +2,7 @@ import hashlib
 
 import pytest
 import torch
+from architectures import nursery
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -227,3 +228,16 @@ def test_every_tensor_of_a_layer_belongs_to_a_part(build_model, family):
         told = parts_of(layer)
         assert set(told) == set(layer.state_dict())
         assert set(told.values()) <= {"attention", "mlp", "norms"}
+
+
+def test_constant_of_the_last_layer_is_a_part_like_others(tmp_path):
+    reference = nursery.save("gpt_neox_japanese", tmp_path / "reference")
+    certificate = inherit(reference, tmp_path / "child", layers=2, parts="mlp")
+    assert certificate.tensors["gpt_neox_japanese.layers.1.attention.dense_bias"].op == "init"
+
+
+def test_what_a_killed_call_has_left_goes_with_the_next_one(save_reference, tmp_path):
+    reference = save_reference("llama", tmp_path / "reference")
+    (tmp_path / ".child.999999999.init").mkdir()
+    inherit(reference, tmp_path / "child", layers=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["child", "reference"]

@@ -16,7 +16,7 @@ from inheritune.surgery import transplant
 from inheritune.surgery.anatomy import anatomy_of_folder, layer_modules
 from inheritune.surgery.certificate import Certificate
 from inheritune.surgery.cut import plan_cut
-from inheritune.surgery.folder import load_model
+from inheritune.surgery.folder import check_files, load_model
 from inheritune.surgery.tensor_file import Piece
 from inheritune.surgery.transplant import inherit
 
@@ -512,3 +512,33 @@ def test_weight_that_the_dtype_cannot_hold_is_refused_by_tensor(save_reference, 
     with pytest.raises(SurgeryError, match=r"1 of 32 values of tensor 'model\.norm\.weight' .* once converted"):
         inherit(folder, tmp_path / "child", layers=2, dtype="float16")
     assert inherit(folder, tmp_path / "child", layers=2, dtype="bfloat16").kind == "bytes"
+
+
+def test_link_to_nothing_and_a_place_without_a_name(save_reference, tmp_path, monkeypatch):
+    reference = save_reference("llama", tmp_path / "reference")
+    (tmp_path / "child").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(SurgeryError, match="is a link to nothing"):
+        inherit(reference, tmp_path / "child", layers=2)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    inherit(reference, ".", layers=2)
+    assert (tmp_path / "here" / "certificate.json").is_file()
+
+
+@pytest.mark.parametrize("layers", [3, [1, 3]])
+def test_tensor_that_a_kept_layer_lacks_is_refused_before_a_byte_is_written(layers, save_reference, tmp_path):
+    reference = save_reference("llama", tmp_path / "reference")
+    tensors = load_file(reference / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, reference / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(SurgeryError, match=rf"{reference} are not those of its config: 1 missing"):
+        plan_cut(check_files(reference), layers)
+    with pytest.raises(SurgeryError, match="1 missing"):
+        inherit(reference, tmp_path / "child", layers=layers, verify=False)
+
+
+def test_child_as_deep_as_another_list_is_long_is_told_by_the_class_s_own_word(save_reference, tmp_path):
+    """Gemma 3n keeps two lists of three modules beside its layers."""
+    settings = {"num_kv_shared_layers": 2, "activation_sparsity_pattern": [0.0] * 6, "intermediate_size": [32] * 6}
+    reference = gemma(save_reference, "gemma3n_text", tmp_path / "reference", laurel_rank=4, **settings)
+    assert inherit(reference, tmp_path / "child", layers=3).max_abs_difference == 0.0

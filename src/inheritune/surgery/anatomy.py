@@ -113,14 +113,22 @@ def _lists_of_length(model: nn.Module, depth: int) -> list[str]:
         and not any(part.isdecimal() for part in path.split("."))
     ]
     decoders = [path for path in paths if not any(word in path for word in OTHER_TOWERS)]
-    return decoders or paths
+    found = decoders or paths
+    blocks = set(getattr(model, "_no_split_modules", None) or ())  # what the class calls its layers
+    layers = [path for path in found if {type(each).__name__ for each in _modules(model, path)} <= blocks]
+    return layers if len(found) > 1 and len(layers) == 1 else found
+
+
+def _modules(model: nn.Module, path: str) -> nn.ModuleList:
+    """The list of modules at a path."""
+    modules = model.get_submodule(path)
+    assert isinstance(modules, nn.ModuleList)
+    return modules
 
 
 def layer_modules(model: nn.Module) -> nn.ModuleList:
     """The decoder's layers, in order."""
-    layers = model.get_submodule(find_layers(model).path)
-    assert isinstance(layers, nn.ModuleList)
-    return layers
+    return _modules(model, find_layers(model).path)
 
 
 def anatomy_of_folder(folder: Path) -> Anatomy:

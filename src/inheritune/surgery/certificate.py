@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from inheritune.errors import SurgeryError
 from inheritune.runs import read_json, write_json
@@ -36,7 +36,8 @@ class Certificate:
 
     Attributes:
         kind: ``prefix``: the hidden state after each of the child's layers was compared with the reference's;
-            ``bytes``: every tensor's bytes were read back and compared; ``grown``: a trained child with further layers
+            ``bytes``: every tensor's bytes were read back and hashed (compared, too, unless the notes say
+            that it is not verified); ``grown``: a trained child with further layers
             on top, whose hidden state below them was compared with that of the child it was.
         reference: path or hub id, as it was given.
         layers: kept layers of the reference, counted from 0.
@@ -88,6 +89,7 @@ class Certificate:
             value = read_json(path)
             if value["format"] != FORMAT:
                 raise ValueError(f"format {value['format']!r}, this version reads {FORMAT}")
+            _check_words(value)
             return cls(
                 kind=value["kind"],
                 reference=value["reference"],
@@ -101,3 +103,18 @@ class Certificate:
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise SurgeryError(f"{path} is not a certificate ({error!r}). Inherit the child again.") from error
+
+
+def _check_words(value: Mapping[str, Any]) -> None:
+    """Check that a certificate says nothing that no inheritance says.
+
+    Raises:
+        ValueError: a kind, an operation or a difference that there is not.
+    """
+    kind, difference = value["kind"], value["max_abs_difference"]
+    if kind not in get_args(Kind) or (difference is not None if kind == "bytes" else difference != 0.0):
+        raise ValueError(f"kind {kind!r} with a largest difference of {difference!r}")
+    for name, origin in value["tensors"].items():
+        words = origin["from"], origin["sha256"]
+        if origin["op"] not in get_args(Operation) or not all(isinstance(word, str) for word in words):
+            raise ValueError(f"tensor {name!r} with the origin {origin!r}")

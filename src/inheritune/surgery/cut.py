@@ -7,6 +7,7 @@ one, and both models, built on device meta, must have the same tensors of the sa
 import copy
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -36,6 +37,7 @@ from inheritune.surgery.folder import (
     unread_patterns,
 )
 from inheritune.surgery.layer_maths import changed_settings
+from inheritune.surgery.layer_stream import NotByLayer, check_tensors
 from inheritune.surgery.scores import scores_for
 from inheritune.surgery.selection import is_prefix, parse_selection
 from inheritune.surgery.tensor_file import FLOATS, Piece, TensorEntry
@@ -134,12 +136,15 @@ def plan_cut(weights: Weights, layers: int | str | Sequence[int], dtype: str | t
     zeros = _zeros(sketch, layer_names, pieces)
     pieces += zeros
     if word:
-        child_config.pop("torch_dtype", None)
-        child_config["dtype"] = str(FLOATS[word]).removeprefix("torch.")
+        _state_dtype(child_config, str(FLOATS[word]).removeprefix("torch."))
     if zeros:
         notes.append(f"{', '.join(piece.name for piece in zeros)}: zeros, which the class wants in its last layer")
     if any(piece.is_converted for piece in pieces):
         notes.append(f"floating tensors converted to {word}; each hash is that of the converted bytes")
+    if not config.get("quantization_config"):  # its scales and packed weights have places once it is loaded only
+        with suppress(NotByLayer):  # then what was written is loaded whole
+            planned = {piece.name: (piece.dtype, piece.shape) for piece in pieces}
+            check_tensors(sketch.model, planned, str(weights.folder), all_are_read=True)
     return Cut(anatomy, selection, child_config, pieces, origins, tuple(notes))
 
 
@@ -192,10 +197,16 @@ def _sketch(
     try:
         if len(layers) < LEAST_DEPTHS.get(anatomy.model_type, 1):
             raise SurgeryError(f"{anatomy.model_type!r} cannot be cut to {len(layers)} layers.")
-        edited, notes = edit_config(config, full, anatomy, layers)
-        child_config = build_config(edited)
         expected = copy.deepcopy(full_text)
-        edit_text_config(expected, anatomy, layers)
+        try:
+            edited, notes = edit_config(config, full, anatomy, layers)
+            edit_text_config(expected, anatomy, layers)
+        except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
+            raise SurgeryError(
+                f"the config of this {anatomy.model_type!r} has a field of another kind than its class's "
+                f"({type(error).__name__}: {error}), so it cannot be cut. Mend config.json."
+            ) from error
+        child_config = build_config(edited)
         found = anatomy.text_config(child_config.to_dict())
         differing = sorted(name for name in full_text if _plain(expected[name]) != _plain(found.get(name)))
         if differing:
@@ -205,6 +216,8 @@ def _sketch(
                 f"{name} into {shown(found.get(name))}, and the kept layers need {shown(expected[name])}."
             )
         child = build_on_meta(child_config)
+        if find_layers(child, child_config).path != anatomy.path:
+            raise SurgeryError(f"{anatomy.model_type!r} of {len(layers)} layers keeps another list of that length.")
         zeros = check_shapes(_shapes(parent), _shapes(child), anatomy, layers, found)
         changed = _check_maths(parent, child, anatomy, layers)
     except SurgeryError as error:
@@ -358,6 +371,15 @@ def _piece(name: str, entry: TensorEntry, word: str | None, anatomy: Anatomy, la
     packed = packed_over_depth(name, entry.shape, anatomy.depth, len(layers)) if is_prefix(layers) else None
     dtype = word if word and entry.dtype in FLOATS else entry.dtype
     return Piece(name, entry, dtype, None if packed == entry.shape else packed)
+
+
+def _state_dtype(config: dict[str, Any], name: str) -> None:
+    """State the dtype, in the configs inside it too, which transformers loads their models by."""
+    config.pop("torch_dtype", None)
+    config["dtype"] = name
+    for inner in config.values():
+        if isinstance(inner, dict) and "model_type" in inner:
+            _state_dtype(inner, name)
 
 
 def _dtype_word(dtype: str | torch.dtype | None, config: Mapping[str, Any]) -> str | None:

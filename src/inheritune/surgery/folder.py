@@ -282,6 +282,8 @@ def check_entry(folder: Path, path: Path) -> None:
             f"{path} is a link to {target}, outside of the model's folder, and is not followed. "
             "Put the file itself there if you trust it."
         )
+    if stat.S_ISDIR(mode) and path.is_symlink():
+        raise SurgeryError(f"{path} is a link to a folder, and is not followed. Put the folder itself there.")
     if stat.S_ISDIR(mode) and path.suffix not in (".json", ".safetensors"):
         for inner in sorted(path.iterdir()):
             check_entry(folder, inner)

@@ -52,11 +52,13 @@ def is_same(had: Any, has: Any, places: Mapping[int, int]) -> bool:
 
     Numbers are compared as float32: so they meet the tensors. ``places`` maps kept layers to their new index.
     """
+    if had == has:
+        return True
     if isinstance(had, float) and isinstance(has, float):
         return torch.tensor(had).equal(torch.tensor(has)) or had != had
     if isinstance(had, list | tuple) and isinstance(has, list | tuple):
         of_kept = [had[index] for index in places] if len(had) > max(places) else None
-        renumbered = [places[index] for index in had if index in places]
+        renumbered = [places[index] for index in had if isinstance(index, int) and index in places]
         return list(has) in (list(had), of_kept, renumbered)
     return bool(had == has)
 

@@ -7,7 +7,7 @@ it, by the loader of transformers itself, so that its renamings and conversions 
 operation that meets a tensor that is not loaded ends the run: what cannot be done layer by layer is never half done.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -158,26 +158,8 @@ class LayerStream:
             NotByLayer: the loader of the installed transformers cannot be asked in this way.
             SurgeryError: a tensor is missing, of another shape, or not read.
         """
-        with _failures_in_words(), quiet():
-            model: Any = self.model
-            entries = {
-                name: torch.empty(entry.shape, dtype=DTYPES[entry.dtype], device="meta")
-                for name, entry in self._weights.tensors.items()
-            }
-            told = load_into(model, entries, "meta")
-            model.tie_weights(missing_keys=told.missing_keys, recompute_mapping=False)
-            model._adjust_missing_and_unexpected_keys(told)
-        faults = {"missing": told.missing_keys, "mismatched": told.mismatched_keys}
-        if all_are_read:
-            faults["unexpected"] = strangers(told.unexpected_keys, self.model)
-        said = [f"{len(keys)} {kind} (first: {min(map(str, keys))})" for kind, keys in faults.items() if keys]
-        if said:
-            raise SurgeryError(
-                f"the weights of {self._weights.folder} are not those of its config: {'; '.join(said)} tensors. "
-                "Check that config.json belongs to the weights, and that num_hidden_layers is the depth of the file."
-            )
-        if told.conversion_errors:
-            raise NotByLayer("the loader cannot convert its tensors without their values")
+        shapes = {name: (entry.dtype, entry.shape) for name, entry in self._weights.tensors.items()}
+        check_tensors(self.model, shapes, str(self._weights.folder), all_are_read=all_are_read)
 
     def run(self, ids_BT: Tensor, num_layers: int, *, head: bool) -> tuple[list[Tensor], Tensor | None]:
         """Call the model on tokens.
@@ -280,6 +262,43 @@ def _let_go(module: nn.Module) -> None:
 def _tensors(module: nn.Module) -> Iterable[tuple[str, Tensor]]:
     yield from module.named_parameters()
     yield from module.named_buffers()
+
+
+def check_tensors(
+    model: PreTrainedModel, tensors: Mapping[str, tuple[str, Sequence[int]]], where: str, *, all_are_read: bool
+) -> None:
+    """Check that transformers finds every tensor of a model among these; no values are needed.
+
+    Args:
+        model: on device meta; its tensors are replaced.
+        tensors: name in files -> dtype in the words of the format, shape.
+        where: what is at fault otherwise, for the message.
+        all_are_read: and that it reads every one of them.
+
+    Raises:
+        NotByLayer: the loader of the installed transformers cannot be asked in this way.
+        SurgeryError: a tensor is missing, of another shape, or not read.
+    """
+    with _failures_in_words(), quiet():
+        stand_ins = {
+            name: torch.empty(tuple(shape), dtype=DTYPES[dtype], device="meta")
+            for name, (dtype, shape) in tensors.items()
+        }
+        told = load_into(model, stand_ins, "meta")
+        loader: Any = model
+        loader.tie_weights(missing_keys=told.missing_keys, recompute_mapping=False)
+        loader._adjust_missing_and_unexpected_keys(told)
+    faults = {"missing": told.missing_keys, "mismatched": told.mismatched_keys}
+    if all_are_read:
+        faults["unexpected"] = strangers(told.unexpected_keys, model)
+    said = [f"{len(keys)} {kind} (first: {min(map(str, keys))})" for kind, keys in faults.items() if keys]
+    if said:
+        raise SurgeryError(
+            f"the weights of {where} are not those of its config: {'; '.join(said)} tensors. "
+            "Check that config.json belongs to the weights, and that num_hidden_layers is the depth of the file."
+        )
+    if told.conversion_errors:
+        raise NotByLayer("the loader cannot convert its tensors without their values")
 
 
 def load_into(model: PreTrainedModel, tensors: Mapping[str, Any], device: str) -> Any:

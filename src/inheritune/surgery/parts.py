@@ -6,7 +6,9 @@ attributes and classes, and their shapes) on device meta: no table of architectu
 Source: arXiv:2404.08634 v4, table 3 (attention, MLP, with and without norms); its released scripts (``published``).
 """
 
+import glob
 import math
+import os
 import re
 import shutil
 from collections.abc import Collection, Iterator, Mapping
@@ -22,7 +24,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_utils import PreTrainedModel
 
 from inheritune.errors import RecipeError, SurgeryError
-from inheritune.runs import require_space
+from inheritune.runs import is_running, require_space
 from inheritune.surgery.anatomy import find_layers, layer_modules
 from inheritune.surgery.cut import Cut
 from inheritune.surgery.folder import WEIGHTS, build_config, build_on_meta, check_files, quiet
@@ -57,7 +59,7 @@ NORM_CLASS = "norm"
 INITIAL = "init"
 """What a certificate names as the source of a tensor from the initialiser."""
 
-LEFT_OVER = ".{name}.init"
+LEFT_OVER = ".{name}.{process}.init"
 """Name of the folder that holds the initialiser's tensors for a while, beside the child's folder."""
 
 
@@ -92,7 +94,7 @@ def choose_parts(cut: Cut, parts: Parts, seed: int, out: Path) -> Cut:
     return replace(
         cut,
         pieces=tuple(planned.get(piece.name, piece) for piece in cut.pieces),
-        origins={name: INITIAL if name in initial else source for name, source in cut.origins.items()},
+        origins={**cut.origins, **dict.fromkeys(initial, INITIAL)},
         notes=(*cut.notes, _note(parts, initial, cut, seed)),
         initial=initial,
     )
@@ -262,6 +264,7 @@ def initialised(cut: Cut, seed: int, out: Path) -> Iterator[Cut]:
         SurgeryError: it does not fit in memory.
         DiskError: no space for it.
     """
+    _sweep(out)
     if not cut.initial:
         yield cut
         return
@@ -273,7 +276,6 @@ def initialised(cut: Cut, seed: int, out: Path) -> Iterator[Cut]:
     require_space(out, sum(4 * math.prod(piece.shape) for piece in cut.pieces), "the initialiser's tensors")
     beside = _beside(out)
     try:
-        shutil.rmtree(beside, ignore_errors=True)  # of a call that was killed
         with quiet():
             _initial_model(cut.config, seed).save_pretrained(beside, max_shard_size="1TB")
         made = check_files(beside).tensors
@@ -291,7 +293,16 @@ def initialised(cut: Cut, seed: int, out: Path) -> Iterator[Cut]:
 
 def _beside(out: Path) -> Path:
     """Where the initialiser's tensors lie for a while."""
-    return out.absolute().with_name(LEFT_OVER.format(name=out.absolute().name))
+    return out.absolute().with_name(LEFT_OVER.format(name=out.absolute().name, process=os.getpid()))
+
+
+def _sweep(out: Path) -> None:
+    """Remove what killed calls have left beside the child's folder."""
+    name = out.absolute().name
+    for left_over in out.absolute().parent.glob(LEFT_OVER.format(name=glob.escape(name), process="*")):
+        owner = left_over.name.split(".")[-2]
+        if not (owner.isdecimal() and is_running(int(owner))):
+            shutil.rmtree(left_over, ignore_errors=True)
 
 
 def _initial_model(config: Mapping[str, Any], seed: int) -> PreTrainedModel:

@@ -69,6 +69,8 @@ def states_of(weights: Weights, num_layers: int, *, to_the_end: bool, is_child: 
             f"the model in float32 does not fit in the memory that is free, and cannot be run layer by layer ({reason})"
         )
     states, logits = _run_whole(load_model(weights.folder, all_are_read=is_child), num_layers)
+    if not states:
+        raise NotProved("none of the kept layers runs on text alone")
     return States(states, logits if to_the_end else None)
 
 

@@ -87,13 +87,11 @@ def _dtype(certificate: Certificate, own: Weights, weights: Weights) -> str | No
 
 def _check_config(folder: Path, cut: Cut) -> None:
     """The child's config is the one that the cut gives."""
-    found: Mapping[str, Any] = decode_floats(read_json(folder / "config.json"))
-    expected: Mapping[str, Any] = decode_floats(encode_floats(cut.config))
+    found: Mapping[str, Any] = _without_dtype(decode_floats(read_json(folder / "config.json")))
+    expected: Mapping[str, Any] = _without_dtype(decode_floats(encode_floats(cut.config)))
     absent = object()
     differing = sorted(
-        name
-        for name in {*found, *expected} - set(DTYPE_FIELDS)
-        if repr(found.get(name, absent)) != repr(expected.get(name, absent))
+        name for name in {*found, *expected} if repr(found.get(name, absent)) != repr(expected.get(name, absent))
     )
     if differing:
         name = differing[0]
@@ -101,6 +99,13 @@ def _check_config(folder: Path, cut: Cut) -> None:
             f"{folder / 'config.json'} is not what the cut gives: {len(differing)} fields differ, the first is {name}: "
             f"{found.get(name)!r}, where {expected.get(name)!r} is expected. It was edited since, or the reference was."
         )
+
+
+def _without_dtype(value: Any) -> Any:
+    """A config without the fields that state its dtype, at any level."""
+    if isinstance(value, Mapping):
+        return {name: _without_dtype(each) for name, each in value.items() if name not in DTYPE_FIELDS}
+    return value
 
 
 def _check_origins(certificate: Certificate, cut: Cut, weights: Weights) -> None:

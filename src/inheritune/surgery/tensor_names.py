@@ -64,7 +64,9 @@ def find_names(names: Iterable[str], anatomy: Anatomy) -> LayerNames:
         stem = ".".join([*parts[start:], last]) + "."
         if stem in stems:
             return LayerNames(stem, "".join(f"{part}." for part in parts[:start]))
-    others = [stem for stem in stems if not any(word in stem for word in OTHER_TOWERS)]
+    others = [
+        stem for stem in stems if not PREDICTION_TENSOR.match(stem) and not any(word in stem for word in OTHER_TOWERS)
+    ]
     if len(others) == 1:
         return LayerNames(others[0], "")
     raise SurgeryError(

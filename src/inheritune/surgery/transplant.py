@@ -91,6 +91,7 @@ def inherit(
         RecipeError: a shard of no bytes.
     """
     target, folder = Path(out), resolve(reference, revision)
+    target = target.resolve() if target.name in ("", "..") else target  # the folder itself, which has to have a name
     check_target(target, folder)
     if max_shard_bytes < 1:
         raise RecipeError(f"a shard of {max_shard_bytes} bytes holds nothing. Give max_shard_bytes 1 or more.")
@@ -171,6 +172,8 @@ def check_target(target: Path, reference: Path) -> None:
             f"{place} cannot be written to ({error.strerror}), so {target.name} cannot be made there. "
             "Name another folder."
         ) from error
+    if target.is_symlink() and not target.exists():
+        raise SurgeryError(f"{target} is a link to nothing. Remove it, or name another folder.")
     if target.exists() and not target.is_dir():
         raise SurgeryError(f"{target} is a file, and the child is to be a folder. Name another one.")
     if target.is_dir() and any(target.iterdir()) and not (target / FILE).is_file():
