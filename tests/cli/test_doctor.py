@@ -66,3 +66,10 @@ def test_what_is_no_folder_is_one_line_and_exit_code_3(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert run("doctor", tmp_path / "file") == 3
     assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_repair_of_a_sound_folder_makes_no_copy_and_is_no_fault(save_reference, tmp_path, capsys):
+    folder = save_reference("llama", tmp_path / "right")
+    capsys.readouterr()
+    assert run("doctor", folder, "--repair", tmp_path / "out") == 0
+    assert "nothing to mend" in capsys.readouterr().err and not (tmp_path / "out").exists()

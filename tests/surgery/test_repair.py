@@ -170,7 +170,30 @@ def test_target_that_is_in_the_way_is_left_alone(save_reference, tmp_path):
 
 def test_copy_that_would_still_have_a_fault_is_not_kept(save_reference, tmp_path, monkeypatch):
     make("depth unchanged", save_reference("llama", tmp_path / "reference"), tmp_path / "wrong", 2)
-    monkeypatch.setattr(repair_module, "diagnose", lambda _new: diagnose(tmp_path / "wrong"))
+    monkeypatch.setattr(repair_module, "diagnose", lambda _new, **_options: diagnose(tmp_path / "wrong"))
     with pytest.raises(SurgeryError, match="would still have a fault"):
         repair(tmp_path / "wrong", tmp_path / "mended")
     assert {path.name for path in tmp_path.iterdir()} == {"reference", "wrong"}
+
+
+def test_lost_shard_is_no_shallower_model(save_reference, tmp_path):
+    folder = save_reference("llama", tmp_path / "wrong")
+    tensors = load_file(folder / "model.safetensors")
+    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("model.layers.3.")}
+    (folder / "model.safetensors").unlink()
+    save_file(kept, folder / "model-00001-of-00002.safetensors", metadata={"format": "pt"})
+    assert any("shard [2] of them are not there" in each.what for each in diagnose(folder).faults)
+    with pytest.raises(SurgeryError):
+        repair(folder, tmp_path / "mended")
+    assert not (tmp_path / "mended").exists()
+
+
+def test_values_that_are_not_finite_are_not_mended(save_reference, tmp_path):
+    parent = save_reference("llama", tmp_path / "parent")
+    make("depth unchanged", parent, tmp_path / "wrong", 2)
+    path = tmp_path / "wrong" / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.norm.weight"][0] = float("nan")
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(SurgeryError):
+        repair(tmp_path / "wrong", tmp_path / "mended", values=True)

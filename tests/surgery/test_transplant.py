@@ -542,3 +542,13 @@ def test_child_as_deep_as_another_list_is_long_is_told_by_the_class_s_own_word(s
     settings = {"num_kv_shared_layers": 2, "activation_sparsity_pattern": [0.0] * 6, "intermediate_size": [32] * 6}
     reference = gemma(save_reference, "gemma3n_text", tmp_path / "reference", laurel_rank=4, **settings)
     assert inherit(reference, tmp_path / "child", layers=3).max_abs_difference == 0.0
+
+
+def test_child_that_was_changed_since_is_left_alone(save_reference, tmp_path):
+    reference = save_reference("llama", tmp_path / "reference")
+    inherit(reference, tmp_path / "child", layers=2)
+    spoil(tmp_path / "child", "model.norm.weight", [7.0])
+    before = (tmp_path / "child" / "model.safetensors").read_bytes()
+    with pytest.raises(SurgeryError, match=r"is not what inherit made .* left as it is"):
+        inherit(reference, tmp_path / "child", layers=1)
+    assert (tmp_path / "child" / "model.safetensors").read_bytes() == before

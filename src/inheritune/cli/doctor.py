@@ -14,7 +14,7 @@ COLOURS = {"fault": "bold red", "warning": "yellow", "note": "dim"}
 def doctor(folder: str, /, *, repair: Path | None = None, values: bool = False, json: bool = False) -> int:
     """Say whether a model folder is what its config says: inheritune doctor FOLDER --repair OUT
 
-    Exit code 0 where it is, 3 where there is a fault.
+    Exit code 0 where it is, or where --repair has made a copy that is; 3 where there is a fault.
 
     Args:
         folder: Folder or hub id.
@@ -23,15 +23,17 @@ def doctor(folder: str, /, *, repair: Path | None = None, values: bool = False, 
         json: Print JSON.
     """
     from inheritune.errors import SurgeryError
-    from inheritune.surgery.doctor import diagnose
+    from inheritune.surgery.doctor import MENDABLE, diagnose
 
     diagnosis = diagnose(folder, values=values)
     if not json:
         _show(diagnosis)
-    if repair is not None:
+    if repair is not None and diagnosis.is_sound and not any(each.kind in MENDABLE for each in diagnosis.findings):
+        print("there is nothing to mend, so no copy was made", file=sys.stderr)
+    elif repair is not None:
         from inheritune.surgery.repair import repair as mend
 
-        mended = mend(folder, repair)
+        mended = mend(folder, repair, values=values)
         if not json:
             print()
             _show(mended)

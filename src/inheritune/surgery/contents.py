@@ -28,6 +28,13 @@ SHOWN_LETTERS = 60
 """Of a name that may be of any length."""
 
 
+NUMBERED = re.compile(r"-(\d+)-of-(\d+)\.safetensors$")
+"""How a shard's name says which one it is, of how many."""
+
+MAX_NAMED = 20
+"""Missing shards that are named."""
+
+
 @dataclass(frozen=True)
 class Contents:
     """A model folder, read without building anything.
@@ -176,6 +183,11 @@ def _is_plain(file: Any) -> bool:
 
 
 def _without_index(folder: Path, names: Sequence[str], present: Sequence[str]) -> list[Finding]:
+    numbered = [match for match in map(NUMBERED.search, present) if match]
+    promised = {number for match in numbered for number in range(1, int(match[2][:6]) + 1)}
+    if absent := sorted(promised - {int(match[1][:6]) for match in numbered})[:MAX_NAMED]:
+        what = f"by the names of the others, {'shards' if len(absent) > 1 else 'shard'} {absent} of them are not there"
+        return [Finding("fault", "file", in_words(present), what, "Download or copy the missing files again.")]
     if present:
         what = f"is not there, and {in_words(present)} {'is' if len(present) == 1 else 'are'}"
         return [

@@ -44,7 +44,7 @@ def recheck(child: str | Path, reference: str | Path, revision: str | None = Non
             "inherit` has made, and nobody has trained since, can be checked."
         )
     weights, own = check_files(resolve(reference, revision)), check_files(folder)
-    _check_hashes(certificate, own)
+    check_hashes(certificate, own)
     cut = plan_cut(weights, certificate.layers, _dtype(certificate, own, weights))
     _check_config(folder, cut)
     _check_origins(certificate, cut, weights)
@@ -53,7 +53,7 @@ def recheck(child: str | Path, reference: str | Path, revision: str | None = Non
     return certificate
 
 
-def _check_hashes(certificate: Certificate, own: Weights) -> None:
+def check_hashes(certificate: Certificate, own: Weights) -> None:
     """The child's tensors are those of its certificate, bit for bit."""
     recorded = certificate.tensors
     for stray, fault in (

@@ -22,12 +22,13 @@ from inheritune.surgery.tensor_file import Piece, TensorEntry, write_file
 from inheritune.surgery.transplant import copy_companions
 
 
-def repair(folder: str | Path, out: str | Path) -> Diagnosis:
+def repair(folder: str | Path, out: str | Path, *, values: bool = False) -> Diagnosis:
     """Write a corrected copy: depth and per-layer lists as the files are, no stale fields, no doubled head, an index.
 
     Args:
         folder: of the model, or a hub id.
         out: folder to make; it must not be there, or be empty.
+        values: look at every weight of the copy, too; NaN and infinity cannot be mended.
 
     Returns:
         The diagnosis of the new folder, which has no fault and nothing left to mend.
@@ -48,7 +49,7 @@ def repair(folder: str | Path, out: str | Path) -> Diagnosis:
         write_json(new / CONFIG, encode_floats(mend.config))
         _write_weights(new, contents, mend)
         copy_companions(contents.folder, new)
-        diagnosis = diagnose(new)
+        diagnosis = diagnose(new, values=values)
         left = [finding for finding in diagnosis.findings if finding.severity == "fault" or finding.kind in MENDABLE]
         if left:
             raise SurgeryError(
@@ -69,7 +70,7 @@ def _config_changes(before: Mapping[str, Any], mend: Mend) -> list[Finding]:
         Finding("note", "mended", f"{CONFIG}: {name}", f"{_brief(was)} before, {_brief(now)} now", "")
         for name, was, now in changed
     ]
-    if any(isinstance(now, list) and len(set(map(str, now))) > 1 for _, _, now in changed):
+    if changed:
         what = "the layers of the files are taken to be the first ones of the model that the config was of"
         notes.append(Finding("note", "mended", CONFIG, what, "If they are others of its layers, cut it anew."))
     return notes

@@ -104,7 +104,8 @@ def map_names(
     if absent:
         raise SurgeryError(
             f"the config states {anatomy.depth} layers, and the files hold no tensor of layer {absent[0]} "
-            f"({layer_names.stem}{absent[0]}.*). Mend {anatomy.depth_field} in config.json, or copy the missing shards."
+            f"({layer_names.stem}{absent[0]}.*). Mend {anatomy.depth_field} in config.json, or copy the missing "
+            "shards; `inheritune doctor FOLDER` tells which."
         )
     return mapped, tuple(behind)
 

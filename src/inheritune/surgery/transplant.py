@@ -34,6 +34,7 @@ from inheritune.surgery.folder import (
 from inheritune.surgery.layer_stream import LayerStream, NotByLayer
 from inheritune.surgery.parts import Parts, choose_parts, initialised
 from inheritune.surgery.proof import NotProved, States, first_difference, fits_in_memory, states_of
+from inheritune.surgery.recheck import check_hashes
 from inheritune.surgery.selection import is_prefix
 from inheritune.surgery.tensor_check import hash_written
 from inheritune.surgery.tensor_file import FLOATS, Piece, split_shards, write_file
@@ -67,7 +68,7 @@ def inherit(
 
     Args:
         reference: folder or hub id.
-        out: the child's folder; a former child there is replaced, anything else is left alone.
+        out: the child's folder; a former child there, as it was made, is replaced; anything else is left alone.
         layers: number of first layers, increasing indices from 0, or words such as ``"half"``, ``"0-5,8,-1"``,
             ``"every-2"``, ``"drop 20-27"`` (all of them: ``surgery.selection.parse_selection``).
         dtype: float32, bfloat16, float16 or float64 for every floating tensor; None keeps each tensor's own.
@@ -181,6 +182,14 @@ def check_target(target: Path, reference: Path) -> None:
             f"{target} is not empty and no former child (it has no {FILE}), so it is left as it is. "
             "Name another folder, or remove this one yourself."
         )
+    if (target / FILE).is_file():
+        try:
+            check_hashes(Certificate.load(target), check_files(target))
+        except SurgeryError as error:
+            raise SurgeryError(
+                f"{target} holds a child that is not what inherit made (trained since, changed or damaged), so it is "
+                f"left as it is. Name another folder, or remove this one yourself. What differs: {error}"
+            ) from error
 
 
 def obstacle_to_proof(cut: Cut, verify: bool, quantised: bool) -> str | None:
