@@ -284,7 +284,7 @@ def _build(config: Mapping[str, Any]) -> tuple[PreTrainedModel | None, Anatomy |
 
 
 def _num_rows(model: PreTrainedModel) -> int | None:
-    """Rows of the embedding."""
+    """Rows of the embedding; None for classes that do not say which of their modules it is, so that ids go unjudged."""
     try:
         return int(model.get_input_embeddings().weight.shape[0])
     except (AttributeError, NotImplementedError, IndexError):
