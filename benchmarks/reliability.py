@@ -100,7 +100,7 @@ ROWS = {
         "logits bitwise the same in float32; it generates; tied weights are tied",
     ),
     "R25": (
-        "10,000 steps, restarted every 200",
+        "20,000 steps, restarted every 400",
         "resident memory grows by less than 1 % after warm-up, open files do not; equal to the run without restarts",
     ),
     "R26": (

@@ -29,7 +29,7 @@ def look_at(process, path):
 def test_a_long_training_grows_neither_in_memory_nor_in_files_and_restarts_change_nothing(
     stage, start, finish, differences, at_step, tmp_path, full
 ):
-    steps, between = (10_000, 200) if full else (500, 200)
+    steps, between = (20_000, 400) if full else (500, 200)
     changes = {
         "batch_tokens": 64,
         "token_budget": 6400,

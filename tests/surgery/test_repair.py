@@ -4,7 +4,7 @@ import pytest
 import torch
 from architectures import cutting
 from architectures.nursery import TYPES_OF_LONG_FORM, save, silence
-from passthrough import KINDS, make
+from passthrough import KINDS, layer_stem, make
 from safetensors.torch import load_file, save_file
 
 from inheritune.errors import SurgeryError
@@ -13,9 +13,6 @@ from inheritune.surgery.doctor import diagnose
 from inheritune.surgery.folder import load_model
 from inheritune.surgery.repair import repair
 from inheritune.surgery.transplant import inherit
-
-MENDED = ("depth unchanged", "lists unchanged", "temporary shards", "stale index", "class names")
-"""Kinds of wrong folders of which a repair makes the child that ``inherit`` makes."""
 
 REFUSED = ("tensor lost", "head differs", "without config")
 
@@ -26,6 +23,12 @@ def snapshot(folder):
 
 def all_tensors(folder):
     return {name: tensor for path in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(path).items()}
+
+
+def layers_left(tensors):
+    """The numbers in the names of the largest list of layers."""
+    stem = layer_stem(list(tensors))
+    return {name.removeprefix(stem).split(".")[0] for name in tensors if name.startswith(stem)}
 
 
 def config_of(folder):
@@ -46,8 +49,10 @@ def check_repairs(parent, folder, depth):
             assert not mended.exists(), kind
         else:
             assert found.is_sound and found.folder == str(mended) and kind not in REFUSED
-            depth_now = depth if kind in MENDED else found.held_depth
-            assert cutting.compare(cutting.load(parent), cutting.load(mended), depth_now) == 0.0, kind
+            whole = layers_left(all_tensors(parent)) == layers_left(all_tensors(wrong))
+            expected = cutting.load(parent)
+            kept = len(expected.get_submodule(cutting.layers_path(expected))) if whole else depth
+            assert cutting.compare(expected, cutting.load(mended), kept) == 0.0, kind
             yield kind
         assert snapshot(wrong) == before, kind
 
