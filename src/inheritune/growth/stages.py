@@ -294,7 +294,7 @@ def _announce(
         micro_batch_tokens=min(micro_batch_tokens, batch_sequences * length),
         keep_checkpoints=recipe.keep_checkpoints + (1 if recipe.on_bad_step == "rewind" else 0),
         keeps_average=recipe.average_half_life is not None,
-        logits_at_once=min(LOGITS_AT_ONCE, micro_batch_tokens * vocabulary_size),
+        logits_at_once=min(LOGITS_AT_ONCE[best_device()], micro_batch_tokens * vocabulary_size),
         teacher_parameters=num_parameters(teacher) if teacher else 0,
     )
     run.progress.say(estimate.line(label))

@@ -25,7 +25,12 @@ COMPILE_FROM_FLOPS = 3e13
 CUBLAS_WORKSPACE = ":4096:8"
 """cuBLAS is only repeatable with it. Source: the CUDA documentation of cuBLAS, results reproducibility."""
 
-COMPILER_WARNINGS = (r"`torch\.jit", r"The \.grad attribute of a Tensor that is not a leaf")
+COMPILER_WARNINGS = (
+    r"`torch\.jit",
+    r"The \.grad attribute of a Tensor that is not a leaf",
+    r"<class 'torch\.autograd\.function\.Function'> should not be instantiated",
+    r"Dynamo detected a call to a `functools\.lru_cache`",
+)
 """Said by torch's compiler about its own code while it compiles ours; nothing that a user could change."""
 
 
@@ -47,6 +52,8 @@ class Choices:
     """Whether torch is held to deterministic algorithms."""
     loss_path: str = "split"
     """"split": body, then the head by chunks; "model": the model's own logits, where the split does not hold."""
+    attention: str = "model"
+    """"blocks": causal attention by blocks of queries; "model": what the model was loaded with."""
     matmul_gflops: dict[str, float] | None = None
     """What the probe measured, in GFLOP/s per precision; None where precision was given."""
     notes: tuple[str, ...] = ()
@@ -145,6 +152,7 @@ def choose(
         micro_batch=min(sequences, batch_sequences),
         threads=torch.get_num_threads(),
         deterministic=deterministic,
+        attention="blocks" if wanted and device == "cpu" and precision == "bfloat16" else "model",
         matmul_gflops=measured,
         notes=tuple(notes),
     )
@@ -155,10 +163,13 @@ def computing_as(choices: Choices) -> Iterator[None]:
     """Hold threads and determinism to the recorded choices inside the block, and put them back after it."""
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    settings: Any = torch.utils.deterministic
+    fills = settings.fill_uninitialized_memory
     if choices.device == "cuda" and choices.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", CUBLAS_WORKSPACE)
     torch.set_num_threads(choices.threads)
     torch.use_deterministic_algorithms(choices.deterministic)
+    settings.fill_uninitialized_memory = False  # fills for a search after faults, and costs
     try:
         with warnings.catch_warnings():
             for message in COMPILER_WARNINGS:
@@ -167,6 +178,7 @@ def computing_as(choices: Choices) -> Iterator[None]:
     finally:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        settings.fill_uninitialized_memory = fills
 
 
 def autocast(choices: Choices) -> torch.autocast:
