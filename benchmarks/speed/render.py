@@ -30,8 +30,8 @@ def side_by_side(name: str, shape: dict[str, Any]) -> str:
     lines = [
         f"### `{name}`",
         "",
-        "| | tokens/s | ours / it | GFLOP/s | own matrix time / step | of the peak | peak memory, GB | first step more, s "
-        "| same, code cached, s |",
+        "| | tokens/s | ours / it | GFLOP/s | own matrix time / step | of the peak | peak memory, GB "
+        "| first step more, s | same, code cached, s |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for contender, each in medians(shape).items():
@@ -128,9 +128,9 @@ def render(source: Path, docs: Path) -> None:
     text = page.read_text()
     command = "python benchmarks/throughput.py"
     origin = (
-        f"Made by `{command} --render benchmarks/results/{source.name}`: commit {result['commit'][:7]}, {result['date']}, "
-        f"{result['machine']['processor']}, {result['machine']['cores']} cores, torch {result['versions']['torch']}, "
-        f"transformers {result['versions']['transformers']}.\n"
+        f"Made by `{command} --render benchmarks/results/{source.name}`: commit {result['commit'][:7]}, "
+        f"{result['date']}, {result['machine']['processor']}, {result['machine']['cores']} cores, "
+        f"torch {result['versions']['torch']}, transformers {result['versions']['transformers']}.\n"
     )
     tables = [side_by_side(name, shape) for name, shape in result["shapes"].items()]
     own = [f"`{name}`:\n\n{own_time(shape)}" for name, shape in result["shapes"].items()]

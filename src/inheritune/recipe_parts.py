@@ -264,6 +264,9 @@ class TrainRecipe(RecipePart):
     keep_checkpoints: Count = 2
     """Checkpoints kept while a stage runs, beside the one from before its cool-down, which a finished stage keeps."""
 
+    tensorboard: bool = False
+    """Write what metrics.jsonl gets for TensorBoard, too (pip install 'inheritune[tensorboard]')."""
+
     beta2_half_life: Count | None = None
     """Instead of beta2: tokens after which a squared gradient counts half, at any batch size (arXiv:2507.07101)."""
 

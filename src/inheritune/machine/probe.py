@@ -18,6 +18,9 @@ BFLOAT16_GAIN = 1.2
 MICRO_BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
 """Tokens of one micro-batch to start from; an out-of-memory error halves it."""
 
+PEAK_SIZE = {"cpu": 1024, "cuda": 8192}
+"""Side of the square matrices whose product shows the peak."""
+
 COMPILE_FROM_FLOPS = 3e13
 """Automatic compilation starts here: below, compiling costs more than it saves (about 200 s on two cores)."""
 
@@ -56,6 +59,8 @@ class Choices:
     """"blocks": causal attention by blocks of queries; "model": what the model was loaded with."""
     matmul_gflops: dict[str, float] | None = None
     """What the probe measured, in GFLOP/s per precision; None where precision was given."""
+    peak_gflops: float | None = None
+    """The best matrix product seen here in the precision chosen: what utilisation is a share of."""
     notes: tuple[str, ...] = ()
     """What was wished for and cannot be had here."""
 
@@ -103,6 +108,12 @@ def matmul_gflops(dtype: torch.dtype, device: str, shape: tuple[int, int, int], 
     return 2 * m * k * n / best_s / 1e9
 
 
+def matmul_peak_gflops(dtype: torch.dtype, device: str) -> float:
+    """The machine's own peak: the speed of a square product large enough to reach it."""
+    size = PEAK_SIZE[device]
+    return matmul_gflops(dtype, device, (size, size, size))
+
+
 def choose(
     *,
     hidden_size: int,
@@ -140,6 +151,7 @@ def choose(
             for name, dtype in {"float32": torch.float32, "bfloat16": torch.bfloat16}.items()
         }
         precision = "bfloat16" if measured["bfloat16"] >= BFLOAT16_GAIN * measured["float32"] else "float32"
+    peak = matmul_peak_gflops(torch.float32 if precision == "float32" else torch.bfloat16, device)
     wanted = compile is True or (compile == "auto" and 6.0 * num_parameters * num_tokens >= COMPILE_FROM_FLOPS)
     if wanted and not has_compiler(device):
         notes.append("no C++ compiler found, so the model runs uncompiled, which is slower; install g++ to compile")
@@ -154,6 +166,7 @@ def choose(
         deterministic=deterministic,
         attention="blocks" if wanted and device == "cpu" and precision == "bfloat16" else "model",
         matmul_gflops=measured,
+        peak_gflops=round(max(peak, (measured or {}).get(precision, 0.0)), 1),
         notes=tuple(notes),
     )
 

@@ -27,6 +27,7 @@ from inheritune.machine.memory import forget_peak, is_out_of_memory, peak_memory
 from inheritune.machine.probe import Choices, best_device, choose, computing_as
 from inheritune.machine.stop import StopRequest
 from inheritune.recipe import TrainRecipe
+from inheritune.training import tensorboard
 from inheritune.training.average import WeightAverage
 from inheritune.training.checkpoint import (
     AVERAGE,
@@ -44,6 +45,7 @@ from inheritune.training.checkpoint import (
 )
 from inheritune.training.gradient import Losses, LossFunctions, accumulate_gradient, prepare_loss
 from inheritune.training.health import MOST_SETBACKS, culprit, trouble, with_latest
+from inheritune.training.metering import Meter
 from inheritune.training.optimiser import (
     beta2_of_half_life,
     build_optimiser,
@@ -104,6 +106,7 @@ def run_loop(
         record_event("frozen", f"{len(frozen)} tensors are not trained, {frozen[0]} the first of them")
     if teacher is not None:
         teacher.to(device).eval().requires_grad_(False)
+    meter = Meter(model, choices, plan.sequence_length)
     with computing_as(choices), torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(plan.seed)
         vocabulary_size = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
@@ -151,6 +154,15 @@ def run_loop(
             return MetricsLog(metrics_path, plan.stage, resumed_step=state.step, looked_again=looked_again)
 
         metrics = open_log()
+        board = None
+        if recipe.tensorboard:
+            folder = stage_folder / tensorboard.FOLDER
+            board = tensorboard.TensorBoard(folder, resumed_step=state.step, record_event=record_event)
+
+        def log(kind: str, values: dict[str, Any]) -> None:
+            metrics.write(kind, values)
+            if board:
+                board.write(kind, values)
 
         def save() -> None:
             metrics.sync()
@@ -187,7 +199,7 @@ def run_loop(
                     average_nats = score(f"average-{state.tokens}.npy", None)
             line = {"step": state.step, "tokens": state.tokens, "elapsed_s": time.monotonic() - started}
             known = {"average_loss_nats": average_nats} if average else {}
-            metrics.write("validation", {**line, "loss_nats": loss_nats, **known})
+            log("validation", {**line, "loss_nats": loss_nats, **known})
             return loss_nats, average_nats
 
         try:
@@ -200,6 +212,7 @@ def run_loop(
                     watch_nats, _ = validate()
                 if state.step == plan.schedule.open_step:
                     save()
+                meter.skip()
                 step_began = time.monotonic()
                 rate = plan.schedule.rate(state.step)
                 set_learning_rate(optimiser, rate)
@@ -253,8 +266,8 @@ def run_loop(
                 if last_step_s is not None:  # the first step of a process compiles, and says nothing of the pace
                     pace.append(now - step_began)
                 last_step_s = now
-                tokens_per_s = plan.batch_tokens / (now - step_began)
-                metrics.write(
+                measures = meter.read(plan.batch_tokens, now - step_began)
+                log(
                     "train",
                     {
                         "step": state.step,
@@ -263,7 +276,9 @@ def run_loop(
                         "loss_nats": losses.token_nats if math.isfinite(losses.token_nats) else None,
                         "lr": rate,
                         "grad_norm": grad_norm if math.isfinite(grad_norm) else None,
-                        "tokens_per_s": tokens_per_s,
+                        "pass": position.pass_index,
+                        "row": position.row,
+                        **measures,
                         **({"distill_nats": losses.distill_nats} if teacher is not None else {}),
                         **({"skipped": True} if why else {}),
                     },
@@ -277,6 +292,7 @@ def run_loop(
                         validation_nats=watch_nats,
                         target_nats=plan.target_nats,
                         tokens_per_s=plan.batch_tokens / median(pace) if pace else None,
+                        utilisation=meter.utilisation(plan.batch_tokens / median(pace)) if pace else None,
                     )
                 )
                 if now - last_saved_s >= 60 * recipe.save_every_minutes:
@@ -287,6 +303,8 @@ def run_loop(
             last_nats, average_nats = validate()
         finally:
             metrics.close()
+            if board:
+                board.close()
     open_tokens = (plan.schedule.open_step or 0) * plan.batch_tokens
     result = LoopResult(
         steps=state.step,
