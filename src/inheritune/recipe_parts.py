@@ -249,6 +249,13 @@ class TrainRecipe(RecipePart):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto takes bfloat16 where a short probe finds it faster; weights and moments stay float32."""
 
+    moments: Literal["float32", "bfloat16", "8bit"] = "float32"
+    """How AdamW's two moments are kept: 8, 4 or about 2 bytes per parameter (docs/memory.md)."""
+
+    activation_checkpointing: Literal["auto"] | bool = "auto"
+    """Compute each layer again in the backward pass instead of keeping its activations; auto does where memory runs out
+    at a micro-batch of one sequence."""
+
     compile: Literal["auto"] | bool = "auto"
     """auto compiles where a compiler is there and the round is long enough to pay for it."""
 

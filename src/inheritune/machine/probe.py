@@ -57,6 +57,8 @@ class Choices:
     """"split": body, then the head by chunks; "model": the model's own logits, where the split does not hold."""
     attention: str = "model"
     """"blocks": causal attention by blocks of queries; "model": what the model was loaded with."""
+    activation_checkpointing: bool = False
+    """Whether each layer is computed again in the backward pass instead of keeping its activations."""
     matmul_gflops: dict[str, float] | None = None
     """What the probe measured, in GFLOP/s per precision; None where precision was given."""
     peak_gflops: float | None = None
@@ -73,9 +75,11 @@ class Choices:
         """The inverse of ``to_json``."""
         return cls(**{**value, "notes": tuple(value["notes"])})
 
-    def with_micro_batch(self, micro_batch: int) -> "Choices":
-        """The same choices at another micro-batch."""
-        return replace(self, micro_batch=micro_batch)
+    def leaner(self) -> "Choices":
+        """The same choices with less memory: half the micro-batch, or at one sequence activation checkpointing."""
+        if self.micro_batch > 1:
+            return replace(self, micro_batch=self.micro_batch // 2)
+        return replace(self, activation_checkpointing=True)
 
 
 def best_device() -> str:
@@ -125,6 +129,7 @@ def choose(
     compile: str | bool,
     micro_batch: str | int,
     deterministic: bool,
+    activation_checkpointing: bool = False,
 ) -> Choices:
     """Probe this machine for one stage.
 
@@ -138,6 +143,7 @@ def choose(
         compile: "auto", True or False.
         micro_batch: "auto" or sequences.
         deterministic: hold torch to deterministic algorithms.
+        activation_checkpointing: whether it is on from the start.
     """
     device = best_device()
     if device == "cuda" and deterministic:  # read once, at the first product on the device: set it before the probe
@@ -165,6 +171,7 @@ def choose(
         threads=torch.get_num_threads(),
         deterministic=deterministic,
         attention="blocks" if wanted and device == "cpu" and precision == "bfloat16" else "model",
+        activation_checkpointing=activation_checkpointing,
         matmul_gflops=measured,
         peak_gflops=round(max(peak, (measured or {}).get(precision, 0.0)), 1),
         notes=tuple(notes),

@@ -129,6 +129,21 @@ def prepare_loss(
     return functions, choices if is_split else replace(choices, loss_path="model")
 
 
+def checkpoint_activations(model: Any) -> None:
+    """Let every layer keep its input alone, and compute the rest again in the backward pass.
+
+    Raises:
+        RecipeError: the model's layers cannot.
+    """
+    try:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    except ValueError as error:
+        raise RecipeError(
+            f"train.activation_checkpointing: a {model.config.model_type} has no layers that can be computed again. "
+            "Set it to false, and lower train.micro_batch instead."
+        ) from error
+
+
 class SummedCrossEntropy(torch.autograd.Function):
     """Cross-entropy of logits (N, V) and targets (N), summed over N in float32, for the compiler.
 

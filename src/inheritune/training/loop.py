@@ -43,9 +43,16 @@ from inheritune.training.checkpoint import (
     save_checkpoint,
     verifies,
 )
-from inheritune.training.gradient import Losses, LossFunctions, accumulate_gradient, prepare_loss
+from inheritune.training.gradient import (
+    Losses,
+    LossFunctions,
+    accumulate_gradient,
+    checkpoint_activations,
+    prepare_loss,
+)
 from inheritune.training.health import MOST_SETBACKS, culprit, trouble, with_latest
 from inheritune.training.metering import Meter
+from inheritune.training.moments import MOMENT_BYTES, MomentFormat
 from inheritune.training.optimiser import (
     beta2_of_half_life,
     build_optimiser,
@@ -104,6 +111,8 @@ def run_loop(
     set_dropout(model, recipe.dropout)
     if frozen := freeze(model, recipe.freeze):
         record_event("frozen", f"{len(frozen)} tensors are not trained, {frozen[0]} the first of them")
+    if choices.activation_checkpointing:
+        checkpoint_activations(model)
     if teacher is not None:
         teacher.to(device).eval().requires_grad_(False)
     meter = Meter(model, choices, plan.sequence_length)
@@ -121,12 +130,21 @@ def run_loop(
         runs.write_json(stage_folder / "probe.json", choices.to_json())
         half_life = recipe.beta2_half_life
         beta2 = recipe.beta2 if half_life is None else beta2_of_half_life(half_life, plan.batch_tokens)
-        optimiser = build_optimiser(model, weight_decay=recipe.weight_decay, beta2=beta2, lr_scale=plan.lr_scale)
+        optimiser = build_optimiser(
+            model,
+            weight_decay=recipe.weight_decay,
+            beta2=beta2,
+            lr_scale=plan.lr_scale,
+            moments=recipe.moments,
+            compiled=choices.compile,
+        )
         average = WeightAverage(model, recipe.average_half_life) if recipe.average_half_life else None
         state = State(step=0, tokens=0, position=Position(0, 0), elapsed_s=0.0)
         checkpoint = find_checkpoint(checkpoints, lambda message: record_event("damaged", message))
         runs.require_space(
-            checkpoints, (1 if checkpoint else 2) * checkpoint_bytes(model, with_average=bool(average)), "checkpoints"
+            checkpoints,
+            (1 if checkpoint else 2) * checkpoint_bytes(model, with_average=bool(average), moments=recipe.moments),
+            "checkpoints",
         )
         if checkpoint:
             state = _load(checkpoint, model, optimiser, average)
@@ -176,6 +194,11 @@ def run_loop(
                 average=average.tensors() if average else None,
             )
 
+        def last_resort() -> bool:
+            may_recompute = recipe.activation_checkpointing == "auto" and not choices.activation_checkpointing
+            can = getattr(model, "supports_gradient_checkpointing", False)
+            return choices.micro_batch == 1 and not (may_recompute and can)
+
         def stop_here() -> None:
             if stop.requested:
                 save()
@@ -218,11 +241,15 @@ def run_loop(
                 set_learning_rate(optimiser, rate)
                 row_array, position = sampler.rows(state.position, plan.batch_sequences)
                 rows = torch.from_numpy(row_array).to(device)
-                while (losses := _try_gradient(optimiser, functions, rows, choices, plan)) is None:
-                    choices = choices.with_micro_batch(choices.micro_batch // 2)
+                while (losses := _try_gradient(optimiser, functions, rows, choices, plan, last=last_resort())) is None:
+                    was, choices = choices, choices.leaner()
                     save()  # what was done with the larger one is not done again with the smaller
                     runs.write_json(stage_folder / "probe.json", choices.to_json())
-                    record_event("out of memory", f"micro-batch halved to {choices.micro_batch} sequences")
+                    if choices.activation_checkpointing and not was.activation_checkpointing:
+                        checkpoint_activations(model)
+                        record_event("out of memory", "from here on activations are computed again, not kept")
+                    else:
+                        record_event("out of memory", f"micro-batch halved to {choices.micro_batch} sequences")
                 norm = nn.utils.get_total_norm([each.grad for each in trained if each.grad is not None])
                 grad_norm = float(norm)
                 why = trouble(losses.token_nats, grad_norm, state.recent_nats)
@@ -249,7 +276,7 @@ def run_loop(
                     record_event("bad step", f"{event}; its update is left out")
                 else:
                     nn.utils.clip_grads_with_norm_(trained, recipe.grad_clip, norm)
-                    _take_step(optimiser, plan)
+                    _take_step(optimiser, plan, recipe.moments)
                     if average:
                         average.update(model, plan.batch_tokens)
                 now = time.monotonic()
@@ -335,12 +362,18 @@ def _load(checkpoint: Path, model: nn.Module, optimiser: torch.optim.Optimizer, 
 
 
 def _try_gradient(
-    optimiser: torch.optim.Optimizer, functions: LossFunctions, rows: Tensor, choices: Choices, plan: LoopPlan
+    optimiser: torch.optim.Optimizer,
+    functions: LossFunctions,
+    rows: Tensor,
+    choices: Choices,
+    plan: LoopPlan,
+    *,
+    last: bool,
 ) -> Losses | None:
-    """Losses and fresh gradients of one step; None where memory ran out and a smaller micro-batch may do.
+    """Losses and fresh gradients of one step; None where memory ran out and leaner choices may do.
 
     Raises:
-        TrainingError: not even one sequence fits.
+        TrainingError: memory ran out, and these choices were the ``last``.
     """
     random = [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if rows.is_cuda else [])]
     try:
@@ -352,7 +385,7 @@ def _try_gradient(
         torch.set_rng_state(random[0])  # the failed attempt has drawn its dropout
         if rows.is_cuda:
             torch.cuda.set_rng_state(random[1])
-        if choices.micro_batch == 1:
+        if last:
             raise TrainingError(
                 f"{plan.label}: not enough memory for one sequence of {plan.sequence_length} tokens. "
                 "Lower data.sequence_length, or use a machine with more memory."
@@ -360,7 +393,7 @@ def _try_gradient(
         return None
 
 
-def _take_step(optimiser: torch.optim.Optimizer, plan: LoopPlan) -> None:
+def _take_step(optimiser: torch.optim.Optimizer, plan: LoopPlan, moments: MomentFormat) -> None:
     """Update the weights.
 
     Raises:
@@ -371,9 +404,10 @@ def _take_step(optimiser: torch.optim.Optimizer, plan: LoopPlan) -> None:
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
+        wish = "" if moments == "8bit" else " A new run with train.moments: 8bit needs a quarter of that."
         raise TrainingError(
-            f"{plan.label}: not enough memory for the optimiser's moments (8 bytes per parameter). "
-            "Free memory, or use a machine with more; the last checkpoint holds."
+            f"{plan.label}: not enough memory for the optimiser's moments ({MOMENT_BYTES[moments]:.2g} bytes per "
+            f"parameter).{wish} Free memory, or use a machine with more; the last checkpoint holds."
         ) from error
 
 
@@ -437,6 +471,7 @@ def _choices(
         compile=recipe.compile,
         micro_batch=recipe.micro_batch,
         deterministic=recipe.deterministic,
+        activation_checkpointing=recipe.activation_checkpointing is True,
     )
     for note in choices.notes:
         record_event("note", note)
