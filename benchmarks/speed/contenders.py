@@ -34,7 +34,9 @@ def prepare_text(folder: Path) -> Path:
     if not shards.exists():
         write_standard_library(text)
         tokenizer = Path(inheritune.__file__).parent / "recipes" / "demo_reference"
-        inheritune.prepare(str(text), shards, tokenizer=tokenizer, token_budget=PREPARED_TOKENS)
+        inheritune.prepare(
+            str(text), shards, tokenizer=tokenizer, token_budget=PREPARED_TOKENS, min_documents=8, document_bytes=2048
+        )
     return shards
 
 
@@ -81,7 +83,7 @@ def ours(shape: Shape, steps: int, shards: Path, recipe: dict[str, Any]) -> dict
                 "micro_batch": shape.micro_batch,
                 "compile": True,
                 "peak_lr": LEARNING_RATE,
-                "validations": 2,
+                "validations": 1,
                 **recipe,
             },
             sequence_length=shape.sequence_length,

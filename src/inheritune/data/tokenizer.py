@@ -3,10 +3,14 @@
 import hashlib
 import json
 import shutil
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from inheritune import runs
 from inheritune.errors import DataError
@@ -49,9 +53,10 @@ class TextTokenizer:
     backend: Any = field(repr=False)
     """A ``tokenizers.Tokenizer`` without truncation and padding."""
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode_batch(self, texts: Sequence[str]) -> list[npt.NDArray[np.uint32]]:
         """Token ids of each text, on all threads."""
-        return [each.ids for each in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.frombuffer(array("I", each.ids), dtype=np.uint32) for each in encodings]
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Token ids of a text, and the characters [begin, end) that each token spells."""
