@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 from inheritune.errors import RecipeError
 from inheritune.machine.probe import Choices, autocast, computing_as
 from inheritune.training import gradient
-from inheritune.training.gradient import accumulate_gradient, even_chunk, prepare_loss, sum_cross_entropy
+from inheritune.training.gradient import (
+    accumulate_gradient,
+    checkpoint_activations,
+    even_chunk,
+    prepare_loss,
+    sum_cross_entropy,
+)
 from inheritune.training.optimiser import freeze, set_dropout
 
 BFLOAT16_ROUNDING = 2**-7
@@ -155,6 +161,44 @@ def test_compiled_paths_have_loss_and_gradient_of_the_plain_model(family, build_
     fast = choices(compile=True, attention="blocks")
     with computing_as(fast):
         assert_same(expected, ours(model, rows, fast), smallest=1e-4)  # OPT's biases of keys have none
+
+
+def test_activations_that_are_computed_again_change_no_bit(family, build_model):
+    model = build_model(family).train()
+    set_dropout(model, 0.0 if family == "mamba" else 0.1)
+    torch.manual_seed(7)
+    loss, expected = ours(model, some_rows(), choices(4))
+    checkpoint_activations(model)
+    torch.manual_seed(7)
+    again, got = ours(model, some_rows(), choices(4))
+    assert again == loss
+    assert all(torch.equal(got[name], grad) for name, grad in expected.items())
+
+
+def test_activations_that_are_computed_again_are_not_kept(build_model):
+    model = build_model("llama", num_hidden_layers=8).train()
+
+    def kept_bytes():
+        kept = []
+
+        def keep(tensor):
+            kept.append(tensor.nbytes)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            model.model(input_ids=some_rows()[:, :-1], use_cache=False)
+        return sum(kept)
+
+    before = kept_bytes()
+    checkpoint_activations(model)
+    assert kept_bytes() < before / 4
+
+
+def test_a_model_whose_layers_cannot_be_computed_again_is_refused(build_model, monkeypatch):
+    model = build_model("llama")
+    monkeypatch.setattr(type(model), "supports_gradient_checkpointing", False)
+    with pytest.raises(RecipeError, match=r"activation_checkpointing: a llama has no layers.*micro_batch"):
+        checkpoint_activations(model)
 
 
 def test_a_model_that_cannot_be_split_trains_by_its_own_forward(build_model, monkeypatch):

@@ -59,6 +59,8 @@ class Choices:
     """"blocks": causal attention by blocks of queries; "model": what the model was loaded with."""
     activation_checkpointing: bool = False
     """Whether each layer is computed again in the backward pass instead of keeping its activations."""
+    teacher: str | None = None
+    """Where the weights of the reference's layers are while it teaches: "device", or "offloaded" to main memory."""
     matmul_gflops: dict[str, float] | None = None
     """What the probe measured, in GFLOP/s per precision; None where precision was given."""
     peak_gflops: float | None = None

@@ -115,7 +115,8 @@ def prepare_loss(
     if choices.attention == "blocks" and not attend_by_blocks(model):
         choices = replace(choices, attention="model")
     if choices.compile:
-        layers = [*layer_modules(model), *(layer_modules(taught) if taught is not None else [])]
+        stays = taught is not None and choices.teacher != "offloaded"
+        layers = [*layer_modules(model), *(layer_modules(taught) if taught is not None and stays else [])]
         compiler: Any = torch._dynamo.config
         compiler.recompile_limit = max(compiler.recompile_limit, 4 * len(layers))
         for layer in layers:  # one compiled block serves every layer of its kind, at every depth

@@ -24,9 +24,11 @@ from inheritune.errors import EvaluationError, TrainingError
 from inheritune.evaluation.statistics import token_mean
 from inheritune.evaluation.token_loss import score_documents
 from inheritune.machine.memory import forget_peak, is_out_of_memory, peak_memory_bytes
+from inheritune.machine.offload import narrow_matrices, offload
 from inheritune.machine.probe import Choices, best_device, choose, computing_as
 from inheritune.machine.stop import StopRequest
 from inheritune.recipe import TrainRecipe
+from inheritune.surgery.anatomy import layer_modules
 from inheritune.training import tensorboard
 from inheritune.training.average import WeightAverage
 from inheritune.training.checkpoint import (
@@ -62,6 +64,9 @@ from inheritune.training.optimiser import (
 )
 from inheritune.training.plan import LoopPlan, LoopResult
 from inheritune.training.sinks import MetricsLog, Progress, status_line
+
+ROOM_FOR_A_STEP = 4 * 2**30
+"""Device memory left for activations where the reference teaches beside the child; more is found by micro-batches."""
 
 PACE_STEPS = 25
 """Steps whose median time gives the speed and the time left that a user sees."""
@@ -114,7 +119,7 @@ def run_loop(
     if choices.activation_checkpointing:
         checkpoint_activations(model)
     if teacher is not None:
-        teacher.to(device).eval().requires_grad_(False)
+        choices = _place_teacher(teacher, model, choices)
     meter = Meter(model, choices, plan.sequence_length)
     with computing_as(choices), torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(plan.seed)
@@ -194,10 +199,10 @@ def run_loop(
                 average=average.tensors() if average else None,
             )
 
-        def last_resort() -> bool:
+        def can_be_leaner() -> bool:
             may_recompute = recipe.activation_checkpointing == "auto" and not choices.activation_checkpointing
             can = getattr(model, "supports_gradient_checkpointing", False)
-            return choices.micro_batch == 1 and not (may_recompute and can)
+            return choices.micro_batch > 1 or (may_recompute and can)
 
         def stop_here() -> None:
             if stop.requested:
@@ -241,7 +246,12 @@ def run_loop(
                 set_learning_rate(optimiser, rate)
                 row_array, position = sampler.rows(state.position, plan.batch_sequences)
                 rows = torch.from_numpy(row_array).to(device)
-                while (losses := _try_gradient(optimiser, functions, rows, choices, plan, last=last_resort())) is None:
+                while (losses := _try_gradient(optimiser, functions, rows, choices)) is None:
+                    if not can_be_leaner():
+                        raise TrainingError(
+                            f"{plan.label}: not enough memory for one sequence of {plan.sequence_length} tokens. "
+                            "Lower data.sequence_length, or use a machine with more memory."
+                        )
                     was, choices = choices, choices.leaner()
                     save()  # what was done with the larger one is not done again with the smaller
                     runs.write_json(stage_folder / "probe.json", choices.to_json())
@@ -366,15 +376,8 @@ def _try_gradient(
     functions: LossFunctions,
     rows: Tensor,
     choices: Choices,
-    plan: LoopPlan,
-    *,
-    last: bool,
 ) -> Losses | None:
-    """Losses and fresh gradients of one step; None where memory ran out and leaner choices may do.
-
-    Raises:
-        TrainingError: memory ran out, and these choices were the ``last``.
-    """
+    """Losses and fresh gradients of one step; None where memory ran out."""
     random = [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if rows.is_cuda else [])]
     try:
         optimiser.zero_grad(set_to_none=True)
@@ -385,11 +388,6 @@ def _try_gradient(
         torch.set_rng_state(random[0])  # the failed attempt has drawn its dropout
         if rows.is_cuda:
             torch.cuda.set_rng_state(random[1])
-        if last:
-            raise TrainingError(
-                f"{plan.label}: not enough memory for one sequence of {plan.sequence_length} tokens. "
-                "Lower data.sequence_length, or use a machine with more memory."
-            ) from error
         return None
 
 
@@ -447,6 +445,23 @@ def save_sums(path: Path, sums: npt.NDArray[np.float64]) -> None:
     content = io.BytesIO()
     np.save(content, sums)
     runs.write_bytes(path, content.getvalue())
+
+
+def _place_teacher(teacher: nn.Module, model: nn.Module, choices: Choices) -> Choices:
+    """Put the reference where it teaches from, on the device if it fits there beside the child; gives what was chosen."""
+    device = torch.device(choices.device)
+    teacher.eval().requires_grad_(False)
+    if choices.precision == "bfloat16":
+        narrow_matrices(teacher)
+    if choices.teacher is None:
+        needed = sum(each.nbytes for each in teacher.parameters()) + 4 * sum(each.nbytes for each in model.parameters())
+        fits = device.type != "cuda" or needed + ROOM_FOR_A_STEP <= torch.cuda.mem_get_info(device)[0]
+        choices = replace(choices, teacher="device" if fits else "offloaded")
+    if choices.teacher == "offloaded":
+        offload(teacher, layer_modules(teacher), device)
+    else:
+        teacher.to(device)
+    return choices
 
 
 def _choices(
