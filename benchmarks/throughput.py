@@ -2,6 +2,7 @@
 
     python benchmarks/throughput.py --shape llama gpt2 tiny [--rounds 3] [--steps 10] [--only NAME ...]
     python benchmarks/throughput.py --sweep llama
+    python benchmarks/throughput.py --profile llama
     python benchmarks/throughput.py --render benchmarks/results/throughput-DATE.json
 
 Every contender trains the same model on the same rows in a process of its own: one micro-batch a step, clipping, AdamW.
@@ -39,6 +40,10 @@ def worker(given: argparse.Namespace) -> None:
     if given.worker[0] == "prepare":
         prepare_text(given.folder)
         result: dict[str, Any] = {}
+    elif given.worker[0].startswith("profile"):
+        from speed.profile import profile_step
+
+        result = profile_step(shape, fast=given.worker[0] == "profile fast")
     elif given.worker[0] == "matrices":
         dtypes = {"bfloat16": torch.bfloat16, "float32": torch.float32}
         result = {name: {**own_time(shape, dtype), "peak_gflops": peak_gflops(dtype)} for name, dtype in dtypes.items()}
@@ -131,6 +136,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", nargs="+", choices=SHAPES, default=[])
     parser.add_argument("--sweep", choices=SHAPES)
+    parser.add_argument("--profile", nargs="+", choices=SHAPES, default=[])
     parser.add_argument("--render", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=10)
@@ -147,8 +153,8 @@ def main() -> None:
 
         render(given.render, HERE.parent / "docs")
         return
-    if not given.shape and not given.sweep:
-        parser.error("name a --shape, a --sweep or a file to --render")
+    if not (given.shape or given.sweep or given.profile):
+        parser.error("name a --shape, a --sweep, a --profile or a file to --render")
     from inheritune.runs import machine_facts
 
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=HERE, capture_output=True, text=True).stdout.strip()
@@ -163,6 +169,12 @@ def main() -> None:
             raise SystemExit(failed)
         for each in given.shape:
             result["shapes"][each] = compare(each, given, folder)
+            path.write_text(json.dumps(result, indent=1) + "\n")
+        for each in given.profile:
+            ways = ("profile plain", "profile fast")
+            profiles = [run(way, SHAPES[each], 1, folder, folder / "cache" / "profile") for way in ways]
+            result.setdefault("profiles", {})[each] = profiles
+            print(json.dumps(profiles, indent=1))
             path.write_text(json.dumps(result, indent=1) + "\n")
         if given.sweep:
             result["sweeps"][given.sweep] = sweep(given.sweep, given, folder)

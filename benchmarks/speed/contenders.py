@@ -154,7 +154,8 @@ def trainer(shape: Shape, steps: int, shards: Path, **flags: Any) -> dict[str, A
             args=TrainingArguments(
                 output_dir=folder, per_device_train_batch_size=shape.micro_batch, max_steps=steps, save_strategy="no",
                 report_to="none", disable_tqdm=True, logging_steps=1, learning_rate=LEARNING_RATE, max_grad_norm=CLIP,
-                weight_decay=WEIGHT_DECAY, dataloader_pin_memory=torch.cuda.is_available(), **flags,
+                weight_decay=WEIGHT_DECAY, dataloader_pin_memory=torch.cuda.is_available(),
+                use_cpu=not torch.cuda.is_available(), **flags,
             ),
             train_dataset=[{"input_ids": row, "labels": row} for row in rows],
             callbacks=[Clock()],

@@ -63,6 +63,20 @@ def own_time(shape: dict[str, Any]) -> str:
     return "\n".join([*lines, f"| best square product, GFLOP/s | {peaks[0]:.0f} | {peaks[1]:.0f} |", ""])
 
 
+def where(profiles: list[dict[str, Any]]) -> str:
+    """What a step's time goes to, without the fast paths and with them."""
+    plain, fast = profiles
+    kinds = sorted(
+        {*plain["milliseconds"], *fast["milliseconds"]}, key=lambda kind: -plain["milliseconds"].get(kind, 0)
+    )
+    lines = ["| kind of work | before, ms of CPU time | after | before, share | after |", "|---|---|---|---|---|"]
+    for kind in kinds:
+        ms, shares = ([each[name].get(kind, 0.0) for each in profiles] for name in ("milliseconds", "share"))
+        lines.append(f"| {kind} | {ms[0]:,.0f} | {ms[1]:,.0f} | {shares[0]:.0%} | {shares[1]:.0%} |")
+    sums = [sum(each["milliseconds"].values()) for each in profiles]
+    return "\n".join([*lines, f"| all | {sums[0]:,.0f} | {sums[1]:,.0f} | | |", ""])
+
+
 def growth(sweep: dict[str, list[dict[str, float]]]) -> str:
     """One line for each size that was varied."""
     lines = ["| size | value | tokens/s | GFLOP/s | peak memory, GB |", "|---|---|---|---|---|"]
@@ -135,7 +149,9 @@ def render(source: Path, docs: Path) -> None:
     tables = [side_by_side(name, shape) for name, shape in result["shapes"].items()]
     own = [f"`{name}`:\n\n{own_time(shape)}" for name, shape in result["shapes"].items()]
     sweeps = [f"`{name}`:\n\n{growth(sweep)}" for name, sweep in result["sweeps"].items()]
-    for mark, content in {"side-by-side": [origin, *tables], "own-time": own, "growth": [origin, *sweeps]}.items():
+    profiles = [f"`{name}`:\n\n{where(each)}" for name, each in result.get("profiles", {}).items()]
+    parts = {"side-by-side": [origin, *tables], "own-time": own, "growth": sweeps, "profile": profiles}
+    for mark, content in parts.items():
         begin, end = f"<!-- {mark}:begin -->", f"<!-- {mark}:end -->"
         if begin not in text or end not in text:
             raise ValueError(f"{page} lacks {begin} or {end}")

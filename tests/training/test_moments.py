@@ -22,6 +22,8 @@ from inheritune.training.moments import (
 from inheritune.training.optimiser import build_optimiser, set_learning_rate
 
 SMALL = ["bfloat16", "8bit"]
+WIDE = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 32}
+"""Wide enough that its matrices have small moments."""
 
 
 def values(seed, count, spread):
@@ -84,7 +86,7 @@ def optimiser_of(model, kind):
 def test_training_goes_as_with_wide_moments(kind, seed, build_model):
     ends = {}
     for each in ("float32", kind):
-        model = build_model("llama").train()
+        model = build_model("llama", **WIDE).train()
         losses = train_a_little(model, optimiser_of(model, each), 60, seed)
         ends[each] = sum(losses[-10:]) / 10
         assert ends[each] < losses[0] - 0.5
@@ -93,7 +95,7 @@ def test_training_goes_as_with_wide_moments(kind, seed, build_model):
 
 @pytest.mark.parametrize("kind", SMALL)
 def test_the_state_has_the_bytes_that_are_said(kind, build_model):
-    model = build_model("llama", hidden_size=128, intermediate_size=256)
+    model = build_model("llama", **WIDE)
     optimiser = optimiser_of(model, kind)
     train_a_little(model, optimiser, 1)
     held = sum(t.nbytes for state in optimiser.state.values() for name, t in state.items() if name != "step")
@@ -102,11 +104,21 @@ def test_the_state_has_the_bytes_that_are_said(kind, build_model):
 
 
 @pytest.mark.parametrize("kind", SMALL)
+def test_norms_keep_wide_moments(kind, build_model):
+    model = build_model("llama", **WIDE)
+    optimiser = optimiser_of(model, kind)
+    train_a_little(model, optimiser, 1)
+    dtypes = {name: optimiser.state[parameter]["exp_avg"].dtype for name, parameter in model.named_parameters()}
+    assert dtypes["model.norm.weight"] == torch.float32
+    assert dtypes["model.layers.0.mlp.up_proj.weight"] == {"bfloat16": torch.bfloat16, "8bit": torch.int8}[kind]
+
+
+@pytest.mark.parametrize("kind", SMALL)
 def test_slices_change_no_bit(kind, build_model, monkeypatch):
     weights = []
     for size in (2**24, 2 * BLOCK):
         monkeypatch.setattr(moments, "SLICE", size)
-        model = build_model("llama")
+        model = build_model("llama", **WIDE)
         train_a_little(model, optimiser_of(model, kind), 5)
         weights.append(model.state_dict())
     assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
@@ -114,7 +126,7 @@ def test_slices_change_no_bit(kind, build_model, monkeypatch):
 
 @pytest.mark.parametrize("kind", SMALL)
 def test_the_first_step_is_that_of_torch(kind, build_model):
-    start = build_model("llama")
+    start = build_model("llama", **WIDE)
     ends = []
     for each in ("float32", kind):
         model = copy.deepcopy(start)
@@ -126,12 +138,12 @@ def test_the_first_step_is_that_of_torch(kind, build_model):
 
 @pytest.mark.parametrize("kind", SMALL)
 def test_a_checkpoint_gives_every_bit_back(kind, build_model, tmp_path):
-    model = build_model("llama")
+    model = build_model("llama", **WIDE)
     optimiser = optimiser_of(model, kind)
     train_a_little(model, optimiser, 3)
     state = State(step=3, tokens=3, position=Position(0, 3), elapsed_s=0.0)
     folder = save_checkpoint(tmp_path, model, optimiser, state, keep=1)
-    other = build_model("llama")
+    other = build_model("llama", **WIDE)
     again = optimiser_of(other, kind)
     load_checkpoint(folder, other, again)
     assert train_a_little(model, optimiser, 3, seed=1) == train_a_little(other, again, 3, seed=1)
@@ -142,31 +154,31 @@ def test_a_checkpoint_gives_every_bit_back(kind, build_model, tmp_path):
 
 @pytest.mark.parametrize("kind", SMALL)
 def test_a_run_that_is_stopped_and_resumed_is_the_same_run(kind, lab):
-    recipe = {"moments": kind}
-    lab.run("whole", recipe=recipe)
+    settings = {"recipe": {"moments": kind}, "start": lab.start(**WIDE)}
+    lab.run("whole", **settings)
     with pytest.raises(Stopped):
-        lab.run("parts", recipe=recipe, stop=lab.StopAt(9))
-    lab.run("parts", recipe=recipe)
+        lab.run("parts", stop=lab.StopAt(9), **settings)
+    lab.run("parts", **settings)
     lab.assert_equal("whole", "parts")
 
 
 @pytest.mark.parametrize("kind", SMALL)
 def test_a_beta2_that_small_moments_cannot_follow_is_refused(kind, build_model):
     with pytest.raises(RecipeError, match=r"beta2 of 0\.999.*train\.moments: float32"):
-        build_optimiser(build_model("llama"), weight_decay=0.0, beta2=0.999, moments=kind)
+        build_optimiser(build_model("llama", **WIDE), weight_decay=0.0, beta2=0.999, moments=kind)
 
 
 @pytest.mark.parametrize("kind", SMALL)
 def test_a_compiled_step_is_the_plain_one_but_for_rounding(kind):
     ends = []
     for compiled in (False, True):
-        weight = torch.nn.Parameter(values(0, 1000, 0.0).view(10, 100))
+        weight = torch.nn.Parameter(values(0, 5000, 0.0).view(50, 100))
         optimiser = SmallAdamW(
             [{"params": [weight], "weight_decay": 0.1}], betas=(0.9, 0.95), moments=kind, compiled=compiled
         )
         for step in range(3):
             optimiser.param_groups[0]["lr"] = 1e-2 / (1 + step)
-            weight.grad = values(step + 1, 1000, 1.0).view(10, 100)
+            weight.grad = values(step + 1, 5000, 1.0).view(50, 100)
             optimiser.step()
         ends.append(weight.detach().clone())
     assert float((ends[0] - ends[1]).abs().max()) < 2e-4

@@ -1,4 +1,4 @@
-"""A model that is only run forward, made to take less of the device: matrices in bfloat16, layers kept in main memory."""
+"""A model that is only run forward, in less of the device's memory: matrices in bfloat16, layers in main memory."""
 
 from collections.abc import Sequence
 from typing import Any

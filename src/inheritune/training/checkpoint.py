@@ -236,7 +236,7 @@ def load_moments(checkpoint: Path, model: nn.Module, optimiser: torch.optim.Opti
     for name, parameter in model.named_parameters():
         known = moments.get(f"exp_avg/{name}")
         if parameter.requires_grad and known is not None and known.shape == parameter.shape:
-            found = {kind: moments[f"{kind}/{name}"] for kind in kinds}
+            found = {kind: moments[key] for kind in kinds if (key := f"{kind}/{name}") in moments}
             optimiser.state[parameter] = {kind: tensor.to(parameter.device) for kind, tensor in found.items()}
     return moments
 

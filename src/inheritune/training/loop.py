@@ -448,7 +448,7 @@ def save_sums(path: Path, sums: npt.NDArray[np.float64]) -> None:
 
 
 def _place_teacher(teacher: nn.Module, model: nn.Module, choices: Choices) -> Choices:
-    """Put the reference where it teaches from, on the device if it fits there beside the child; gives what was chosen."""
+    """Put the reference where it teaches from: on the device, if it fits there beside the child."""
     device = torch.device(choices.device)
     teacher.eval().requires_grad_(False)
     if choices.precision == "bfloat16":

@@ -24,13 +24,16 @@ BLOCK = 256
 SLICE = 2**24
 """Elements that are wide at once: 64 MiB for each of a few float32 values; a multiple of ``BLOCK``."""
 
+SMALLEST = 4096
+"""Elements of a parameter from which its moments are made small: norms and biases are not worth it."""
+
 LARGEST_BETA2 = 0.99
 """Above it a moment moves by less in one step than these formats can tell apart, and stands still."""
 
 MomentFormat = Literal["float32", "bfloat16", "8bit"]
 
 MOMENT_BYTES = {"float32": 8.0, "bfloat16": 4.0, "8bit": 2 + 2 * 4 / BLOCK}
-"""Of both moments, per parameter."""
+"""Of both moments, per parameter; small parameters are neglected."""
 
 
 def _by_block(values_N: Tensor) -> Tensor:
@@ -87,7 +90,7 @@ def _advance(
     return first_N, second_N
 
 
-def _advance_bfloat16(weight_N: Tensor, gradient_N: Tensor, first_N: Tensor, second_N: Tensor, numbers: Tensor) -> None:
+def _advance_floats(weight_N: Tensor, gradient_N: Tensor, first_N: Tensor, second_N: Tensor, numbers: Tensor) -> None:
     first, second = _advance(weight_N, gradient_N, first_N.float(), second_N.float(), numbers)
     first_N.copy_(first)
     second_N.copy_(second)
@@ -114,7 +117,8 @@ class SmallAdamW(torch.optim.Optimizer):
     """AdamW as torch's, with moments in bfloat16 or 8 bits.
 
     The state of a parameter: ``exp_avg`` and ``exp_avg_sq`` in the parameter's shape; with 8 bits ``exp_avg_scale`` and
-    ``exp_avg_sq_scale``, float32, one for every 256 elements; ``step``.
+    ``exp_avg_sq_scale``, float32, one for every 256 elements; ``step``. Parameters of less than 4,096 elements keep
+    float32 moments.
     """
 
     def __init__(
@@ -144,18 +148,23 @@ class SmallAdamW(torch.optim.Optimizer):
             )
         super().__init__(groups, {"lr": 0.0, "betas": betas, "eps": eps, "weight_decay": 0.0})
         self.moments = moments
-        self._advance: Any = _advance_bfloat16 if moments == "bfloat16" else _advance_8bit
+        self._advance_by: dict[bool, Any] = {False: _advance_floats, True: _advance_8bit}
         if compiled:
-            self._advance = torch.compile(self._advance, dynamic=True)
+            self._advance_by = {kind: torch.compile(each, dynamic=True) for kind, each in self._advance_by.items()}
 
     def _begin(self, parameter: Tensor) -> dict[str, Tensor]:
         """The state of a parameter before its first step."""
-        small = {"bfloat16": (torch.bfloat16, torch.bfloat16), "8bit": (torch.int8, torch.uint8)}[self.moments]
+        kind = self.moments if parameter.numel() >= SMALLEST else "float32"
+        dtypes = {
+            "float32": (torch.float32, torch.float32),
+            "bfloat16": (torch.bfloat16, torch.bfloat16),
+            "8bit": (torch.int8, torch.uint8),
+        }[kind]
         state = {
             name: torch.zeros_like(parameter, dtype=dtype, memory_format=torch.contiguous_format)
-            for name, dtype in zip(("exp_avg", "exp_avg_sq"), small, strict=True)
+            for name, dtype in zip(("exp_avg", "exp_avg_sq"), dtypes, strict=True)
         }
-        if self.moments == "8bit":
+        if kind == "8bit":
             blocks = -(-parameter.numel() // BLOCK)
             for name in ("exp_avg_scale", "exp_avg_sq_scale"):
                 state[name] = torch.zeros(blocks, dtype=torch.float32, device=parameter.device)
@@ -182,9 +191,10 @@ class SmallAdamW(torch.optim.Optimizer):
         numbers = torch.tensor(
             [group["lr"], group["weight_decay"], beta1, beta2, group["eps"], *biases], device=parameter.device
         )
-        names = ("exp_avg", "exp_avg_sq") if self.moments == "bfloat16" else (
-            "exp_avg", "exp_avg_scale", "exp_avg_sq", "exp_avg_sq_scale"
-        )  # fmt: skip
+        in_codes = "exp_avg_scale" in state
+        names = (
+            ["exp_avg", "exp_avg_scale", "exp_avg_sq", "exp_avg_sq_scale"] if in_codes else ["exp_avg", "exp_avg_sq"]
+        )
         assert parameter.is_contiguous() and parameter.grad is not None
         whole = parameter.view(-1), parameter.grad.contiguous().view(-1), *(state[name].view(-1) for name in names)
         for start in range(0, parameter.numel(), SLICE):
@@ -194,4 +204,4 @@ class SmallAdamW(torch.optim.Optimizer):
                 else tensor[start : start + SLICE]
                 for name, tensor in zip(("weight", "gradient", *names), whole, strict=True)
             ]
-            self._advance(*each, numbers)
+            self._advance_by[in_codes](*each, numbers)
