@@ -1,6 +1,6 @@
 """The fast paths alone: attention by blocks beside torch's fused one, and the loss in one pass beside torch's.
 
-    python benchmarks/kernels.py [--rounds 5] [--precision bfloat16]
+    python benchmarks/fast_paths.py [--rounds 5] [--precision bfloat16]
 
 One thread, compiled, deterministic; CPU time of forward and backward, the best of some rounds. Prints JSON.
 """
