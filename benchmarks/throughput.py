@@ -2,7 +2,7 @@
 
     python benchmarks/throughput.py --shape llama gpt2 tiny [--rounds 3] [--steps 10] [--only NAME ...]
     python benchmarks/throughput.py --sweep llama
-    python benchmarks/throughput.py --profile llama
+    python benchmarks/throughput.py --profile llama --growth llama
     python benchmarks/throughput.py --render benchmarks/results/throughput-DATE.json
 
 Every contender trains the same model on the same rows in a process of its own: one micro-batch a step, clipping, AdamW.
@@ -40,6 +40,10 @@ def worker(given: argparse.Namespace) -> None:
     if given.worker[0] == "prepare":
         prepare_text(given.folder)
         result: dict[str, Any] = {}
+    elif given.worker[0].startswith("depths"):
+        from speed.contenders import growth_rounds
+
+        result = growth_rounds(shape, prepare_text(given.folder), [int(each) for each in given.worker[0].split()[1:]])
     elif given.worker[0].startswith("profile"):
         from speed.profile import profile_step
 
@@ -136,6 +140,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", nargs="+", choices=SHAPES, default=[])
     parser.add_argument("--sweep", choices=SHAPES)
+    parser.add_argument("--growth", nargs="+", choices=SHAPES, default=[], help="compile times of rounds of growth")
     parser.add_argument("--profile", nargs="+", choices=SHAPES, default=[])
     parser.add_argument("--render", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
@@ -153,8 +158,8 @@ def main() -> None:
 
         render(given.render, HERE.parent / "docs")
         return
-    if not (given.shape or given.sweep or given.profile):
-        parser.error("name a --shape, a --sweep, a --profile or a file to --render")
+    if not (given.shape or given.sweep or given.profile or given.growth):
+        parser.error("name a --shape, a --sweep, a --profile, a --growth or a file to --render")
     from inheritune.runs import machine_facts
 
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=HERE, capture_output=True, text=True).stdout.strip()
@@ -169,6 +174,13 @@ def main() -> None:
             raise SystemExit(failed)
         for each in given.shape:
             result["shapes"][each] = compare(each, given, folder)
+            path.write_text(json.dumps(result, indent=1) + "\n")
+        for each in given.growth:
+            depth, cache = SHAPES[each].depth, folder / "cache" / "growth"
+            rounds = [run(f"depths {depth // 2} {depth}", SHAPES[each], 1, folder, cache)]
+            rounds.append(run(f"depths {depth + 2}", SHAPES[each], 1, folder, cache))
+            result.setdefault("growth", {})[each] = rounds
+            print(json.dumps(rounds, indent=1))
             path.write_text(json.dumps(result, indent=1) + "\n")
         for each in given.profile:
             ways = ("profile plain", "profile fast")

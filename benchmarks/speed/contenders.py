@@ -3,10 +3,12 @@
 # M sequences of the micro-batch, T positions, V vocabulary.
 
 import json
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
@@ -98,6 +100,15 @@ def ours(shape: Shape, steps: int, shards: Path, recipe: dict[str, Any]) -> dict
     first_s = shape.step_tokens / trained[0]["tokens_per_s"]
     losses = [line["loss_nats"] for line in trained]
     return told(between, first_s, losses, peak_memory_bytes(torch.device(best_device())), choices=choices)
+
+
+def growth_rounds(shape: Shape, shards: Path, depths: list[int]) -> dict[str, Any]:
+    """Seconds that the first step of a stage takes beyond a later one, depth after depth in this process."""
+    found = {}
+    for depth in depths:
+        told_of_depth = ours(replace(shape, depth=depth), 6, shards, {})
+        found[str(depth)] = told_of_depth["first_step_s"] - statistics.median(told_of_depth["step_s"])
+    return {"first_step_more_s": found}
 
 
 def train_loop(step: Callable[[Tensor], float], rows: Tensor, shape: Shape, device: str) -> dict[str, Any]:

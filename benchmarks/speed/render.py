@@ -150,7 +150,21 @@ def render(source: Path, docs: Path) -> None:
     own = [f"`{name}`:\n\n{own_time(shape)}" for name, shape in result["shapes"].items()]
     sweeps = [f"`{name}`:\n\n{growth(sweep)}" for name, sweep in result["sweeps"].items()]
     profiles = [f"`{name}`:\n\n{where(each)}" for name, each in result.get("profiles", {}).items()]
-    parts = {"side-by-side": [origin, *tables], "own-time": own, "growth": sweeps, "profile": profiles}
+    rounds = []
+    for name, (first, fresh) in result.get("growth", {}).items():
+        for told, where in ((first, "first process, nothing cached"), (fresh, "a new process, code cached")):
+            rounds += [
+                f"| {name} | {depth} | {where} | {more:.1f} |" for depth, more in told["first_step_more_s"].items()
+            ]
+    if rounds:
+        rounds = ["| shape | depth | where | first step more, s |", "|---|---|---|---|", *rounds, ""]
+    parts = {
+        "compile": rounds,
+        "side-by-side": [origin, *tables],
+        "own-time": own,
+        "growth": sweeps,
+        "profile": profiles,
+    }
     for mark, content in parts.items():
         begin, end = f"<!-- {mark}:begin -->", f"<!-- {mark}:end -->"
         if begin not in text or end not in text:

@@ -102,6 +102,14 @@ def test_blocks_serve_plain_layers_and_leave_windows_to_transformers(kind, layer
     assert len(called) == layers
 
 
+def test_scores_are_computed_as_ever(build_model):
+    model = build_model("llama")
+    with torch.no_grad():
+        expected = model(input_ids=some_ids(128), use_cache=False).logits
+        assert attend_by_blocks(model)
+        assert torch.equal(model(input_ids=some_ids(128), use_cache=False).logits, expected)
+
+
 def test_dropout_is_left_to_transformers(build_model, monkeypatch):
     model = build_model("llama", attention_dropout=0.5).train()
     assert attend_by_blocks(model)

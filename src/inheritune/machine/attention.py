@@ -76,13 +76,18 @@ def attention_forward(
     is_causal: bool | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """What an attention layer of transformers calls; all but plain causal attention is left to transformers' own.
+    """What an attention layer of transformers calls; all but plain causal attention with gradients is left to
+    transformers' own, so that scores are computed as ever.
 
     Args and returns: as ``transformers.integrations.sdpa_attention.sdpa_attention_forward``.
     """
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     is_plain = attention_mask is None and causal and not dropout and query.shape[2] == key.shape[2]
-    if not is_plain or any(others.get(name) is not None for name in ("position_bias", "cache", "softcap", "s_aux")):
+    if (
+        not torch.is_grad_enabled()
+        or not is_plain
+        or any(others.get(name) is not None for name in ("position_bias", "cache", "softcap", "s_aux"))
+    ):
         mixed: Tensor = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, is_causal=is_causal, **others
         )[0]
@@ -112,10 +117,10 @@ def attend_by_blocks(model: Any) -> bool:
     was_training = model.training
     model.eval()
     try:
-        with torch.no_grad():
-            before_BTV = model(input_ids=ids_BT, use_cache=False).logits
+        with torch.enable_grad():  # as in training
+            before_BTV = model(input_ids=ids_BT, use_cache=False).logits.detach()
             model.set_attn_implementation(NAME)
-            after_BTV = model(input_ids=ids_BT, use_cache=False).logits
+            after_BTV = model(input_ids=ids_BT, use_cache=False).logits.detach()
     finally:
         model.train(was_training)
     is_same = bool((after_BTV - before_BTV).abs().max() <= CLOSE * before_BTV.abs().max())
