@@ -27,7 +27,7 @@ def test_the_flops_of_a_shape_are_those_counted_of_its_model(family):
     shape = Shape(family, 48, 3, 4, 96, 300, 64, 2)
     config = shape.config()
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(config.pop("model_type"), **config))
-    assert shape.step_flops() == pytest.approx(training_flops(model, 64) * shape.step_tokens, rel=1e-3)
+    assert shape.step_flops() == pytest.approx(training_flops(model, 64).per_token * shape.step_tokens, rel=1e-3)
 
 
 def test_the_papers_child_has_its_real_size():

@@ -11,9 +11,10 @@ from inheritune.machine.energy import EnergyMeter, gpu_counters
 def package(tmp_path):
     """``package(index, microjoules)`` makes or moves the counter of one processor package; its span is 1,000 J."""
 
-    def package(index, microjoules):
+    def package(index, microjoules, name="package"):
         folder = tmp_path / f"intel-rapl:{index}"
         folder.mkdir(exist_ok=True)
+        (folder / "name").write_text(f"{name}-{index}\n")
         (folder / "max_energy_range_uj").write_text("1000000000\n")
         (folder / "energy_uj").write_text(f"{microjoules}\n")
 
@@ -23,11 +24,13 @@ def package(tmp_path):
 def test_packages_are_added_and_their_parts_are_not(package, tmp_path):
     package("0", 5_000_000)
     package("1", 1_000_000)
-    package("0:0", 0)
+    package("0:0", 0, "core")
+    package("2", 0, "psys")
     meter = EnergyMeter("cpu", tmp_path)
     package("0", 7_000_000)
     package("1", 1_500_000)
-    package("0:0", 9_000_000)
+    package("0:0", 9_000_000, "core")
+    package("2", 9_000_000, "psys")
     assert meter.joules() == pytest.approx(2.5)
     assert meter.joules() == 0
 

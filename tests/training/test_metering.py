@@ -25,7 +25,7 @@ def test_the_measures_of_a_step(build_model, monkeypatch):
     meter.skip()
     measures = meter.read(tokens=1000, seconds=0.5)
     assert measures["tokens_per_s"] == 2000
-    assert measures["flops_per_s"] == pytest.approx(2000 * training_flops(model, 64))
+    assert measures["flops_per_s"] == pytest.approx(2000 * training_flops(model, 64).per_token)
     assert measures["utilisation"] == pytest.approx(measures["flops_per_s"] / 100e9)
     assert measures["memory_bytes"] > 10**7
     assert measures["energy_j"] == 2.5

@@ -134,6 +134,20 @@ def test_out_of_memory_halves_the_micro_batch_and_loses_nothing(save_reference, 
     assert smaller.loop.watch_nats == pytest.approx(plain.loop.watch_nats, abs=1e-5)
 
 
+def test_a_stage_that_was_begun_before_a_key_existed_goes_on(save_reference, tiny_shards, tmp_path, lab):
+    start = save_reference("llama", tmp_path / "start")
+    with pytest.raises(Stopped):
+        run(start, tiny_shards, tmp_path / "out", stop=lab.StopAt(3))
+    path = tmp_path / "out" / "settings.json"
+    settings = json.loads(path.read_text())
+    for key in ("moments", "tensorboard", "activation_checkpointing"):
+        del settings["recipe"][key]
+    path.write_text(json.dumps(settings))
+    run(start, tiny_shards, tmp_path / "out")
+    with pytest.raises(RecipeError, match=r"moments: \"float32\" -> \"8bit\""):
+        run(start, tiny_shards, tmp_path / "out", recipe={**PLAIN, "moments": "8bit"})
+
+
 @pytest.mark.parametrize("asked", ["auto", False])
 def test_at_one_sequence_activations_are_computed_again_where_that_is_allowed(
     asked, save_reference, tiny_shards, tmp_path, monkeypatch

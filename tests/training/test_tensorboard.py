@@ -42,7 +42,7 @@ def events():
 
 
 def open_board(folder, events, resumed_step=0):
-    return TensorBoard(folder, resumed_step=resumed_step, record_event=lambda *event: events.append(event))
+    return TensorBoard(folder, resumed_step, lambda *event: events.append(event))
 
 
 def test_numbers_are_written_with_their_step_and_words_are_not(writer, events, tmp_path):
@@ -75,9 +75,22 @@ def test_without_the_package_it_says_how_to_get_it(monkeypatch, events, tmp_path
     assert "pip install 'inheritune[tensorboard]'" in events[0][1]
 
 
-def test_a_run_with_a_failing_board_is_bitwise_the_run_without(writer, lab):
-    writer.fails_at = "write"
+@pytest.mark.parametrize("fails_at", [None, "write"])
+def test_a_run_is_bitwise_the_same_with_a_board_that_works_or_fails(fails_at, writer, lab):
+    writer.fails_at = fails_at
     lab.run("without")
     lab.run("with", recipe={"tensorboard": True})
-    assert [event for event in lab.events if event[0] == "tensorboard"]
+    assert bool(fails_at) == any(kind == "tensorboard" for kind, _ in lab.events)
     lab.assert_equal("without", "with")
+    if not fails_at:
+        names = {name for name, _, _ in writer.made[0].written}
+        assert {"train/loss_nats", "train/utilisation", "validation/loss_nats"} <= names
+
+
+def test_the_real_package_writes_a_file_where_it_is_installed(events, tmp_path):
+    pytest.importorskip("tensorboard")
+    board = open_board(tmp_path, events)
+    board.write("train", {"step": 1, "loss_nats": 1.0})
+    board.close()
+    assert not events
+    assert list(tmp_path.glob("events.out.tfevents.*"))

@@ -45,11 +45,18 @@ def package_counters(powercap: Path) -> list[Counter]:
     """One counter for each processor package that may be read (often root alone may)."""
     found: list[Counter] = []
     for folder in sorted(powercap.glob("intel-rapl:*")):
-        if folder.name.count(":") == 1:  # parts of a package, as intel-rapl:0:1, are in it already
+        if _name(folder).startswith("package"):  # its parts (core, dram) and the whole machine (psys) would count twice
             span = _microjoules(folder / "max_energy_range_uj")
             if span is not None and _microjoules(folder / "energy_uj") is not None:
                 found.append((lambda path=folder / "energy_uj": _microjoules(path), span))  # type: ignore[misc]
     return found
+
+
+def _name(folder: Path) -> str:
+    try:
+        return (folder / "name").read_text().strip()
+    except OSError:
+        return ""
 
 
 def _microjoules(path: Path) -> float | None:

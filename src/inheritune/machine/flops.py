@@ -8,6 +8,7 @@ appendix B).
 
 # T positions.
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -34,29 +35,46 @@ class _AttentionCount(TorchFunctionMode):
         return query.new_zeros(*heads, length, value.shape[-1])
 
 
-LENGTH = 64
-"""Tokens of the longer of the two passes."""
+LENGTH = 256
+"""Tokens of the longer of the two passes; half of it is a multiple of the chunks that some layers pad to."""
 
 
-def training_flops(model: Any, sequence_length: int) -> float:
+@dataclass(frozen=True)
+class TokenFlops:
+    """FLOPs of one token, forward and backward."""
+
+    per_token: float
+    is_counted: bool
+    """False where the model could not be run for it: then 6 per parameter of a matrix."""
+
+
+def training_flops(model: Any, sequence_length: int) -> TokenFlops:
     """Model FLOPs of forward and backward, per token.
 
     Args:
         model: a Hugging Face causal language model on any device, not compiled; it is not changed.
         sequence_length: T. Attention's products grow with it along a line, all others do not, so two short passes tell.
 
-    Attention that a model multiplies out by itself counts as a whole square, and a sliding window as if it had none.
+    Attention that a model multiplies out by itself counts as a whole square, a sliding window as if it had none, and a
+    frozen weight as if it were trained.
     """
     longer = min(LENGTH, sequence_length)
-    shorter = longer // 2
     was_training = model.training
     model.eval()
     try:
-        at_longer = _forward_flops(model, longer)
-        slope = (at_longer - _forward_flops(model, shorter)) / (longer - shorter) if shorter else 0.0
+        per_token = _forward_flops(model, longer)
+        if sequence_length > longer:
+            slope = (per_token - _forward_flops(model, longer // 2)) / (longer - longer // 2)
+            per_token += max(0.0, slope) * (sequence_length - longer)
+    except (RuntimeError, ValueError, TypeError):  # no memory for it, or a kernel that does not like to be watched
+        table = model.get_input_embeddings().weight
+        head = model.get_output_embeddings()
+        looked_up = 0 if head is not None and head.weight is table else table.numel()
+        matrices = sum(parameter.numel() for parameter in model.parameters() if parameter.dim() >= 2)
+        return TokenFlops(6.0 * (matrices - looked_up), is_counted=False)
     finally:
         model.train(was_training)
-    return 3 * (at_longer + slope * (sequence_length - longer))
+    return TokenFlops(3 * per_token, is_counted=True)
 
 
 def _forward_flops(model: Any, length: int) -> float:

@@ -65,6 +65,8 @@ class Choices:
     """What the probe measured, in GFLOP/s per precision; None where precision was given."""
     peak_gflops: float | None = None
     """The best matrix product seen here in the precision chosen: what utilisation is a share of."""
+    device_name: str | None = None
+    """Of the GPU."""
     notes: tuple[str, ...] = ()
     """What was wished for and cannot be had here."""
 
@@ -100,8 +102,10 @@ def has_compiler(device: str) -> bool:
 def matmul_gflops(dtype: torch.dtype, device: str, shape: tuple[int, int, int], rounds: int = 5) -> float:
     """Speed of (m, k) @ (k, n) in GFLOP/s: the best of a few rounds after one to warm up."""
     m, k, n = shape
-    a_MK = torch.ones(m, k, dtype=dtype, device=device)
-    b_KN = torch.ones(k, n, dtype=dtype, device=device)
+    a_MK, b_KN = (
+        torch.linspace(-1, 1, rows * columns, device=device).view(rows, columns).to(dtype)
+        for rows, columns in ((m, k), (k, n))
+    )  # not all the same: a GPU is faster, since cooler, where no bit changes
     best_s = float("inf")
     for round_index in range(rounds + 1):
         begin = time.perf_counter()
@@ -176,6 +180,7 @@ def choose(
         activation_checkpointing=activation_checkpointing,
         matmul_gflops=measured,
         peak_gflops=round(max(peak, (measured or {}).get(precision, 0.0)), 1),
+        device_name=torch.cuda.get_device_name() if device == "cuda" else None,
         notes=tuple(notes),
     )
 

@@ -120,8 +120,10 @@ def run_loop(
         checkpoint_activations(model)
     if teacher is not None:
         choices = _place_teacher(teacher, model, choices)
-    meter = Meter(model, choices, plan.sequence_length)
     with computing_as(choices), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        meter = Meter(model, choices, plan.sequence_length)
+        if not meter.flops.is_counted:
+            record_event("note", "the model's FLOPs could not be counted: 6 per parameter of a matrix are assumed")
         torch.manual_seed(plan.seed)
         vocabulary_size = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
         functions, choices = prepare_loss(
@@ -176,11 +178,11 @@ def run_loop(
             looked_again = state.step in {*looks, plan.num_steps}
             return MetricsLog(metrics_path, plan.stage, resumed_step=state.step, looked_again=looked_again)
 
-        metrics = open_log()
-        board = None
-        if recipe.tensorboard:
+        def open_board() -> tensorboard.TensorBoard | None:
             folder = stage_folder / tensorboard.FOLDER
-            board = tensorboard.TensorBoard(folder, resumed_step=state.step, record_event=record_event)
+            return tensorboard.TensorBoard(folder, state.step, record_event) if recipe.tensorboard else None
+
+        metrics, board = open_log(), open_board()
 
         def log(kind: str, values: dict[str, Any]) -> None:
             metrics.write(kind, values)
@@ -281,7 +283,9 @@ def run_loop(
                             num_steps=plan.num_steps,
                         )
                         metrics.close()
-                        metrics = open_log()
+                        if board:
+                            board.close()
+                        metrics, board = open_log(), open_board()
                         continue
                     record_event("bad step", f"{event}; its update is left out")
                 else:

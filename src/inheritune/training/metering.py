@@ -21,7 +21,7 @@ class Meter:
             choices: device, precision, and the machine's peak.
             sequence_length: tokens per row.
         """
-        self._flops_per_token = training_flops(model, sequence_length)
+        self.flops = training_flops(model, sequence_length)
         self._peak = choices.peak_gflops * 1e9 if choices.peak_gflops else None
         self._device = torch.device(choices.device)
         self._energy = EnergyMeter(choices.device)
@@ -32,7 +32,7 @@ class Meter:
 
     def utilisation(self, tokens_per_s: float) -> float | None:
         """Model FLOPs per second as a share of the machine's own peak; None where no peak was measured."""
-        return self._flops_per_token * tokens_per_s / self._peak if self._peak else None
+        return self.flops.per_token * tokens_per_s / self._peak if self._peak else None
 
     def read(self, tokens: int, seconds: float) -> dict[str, float | int | None]:
         """The measures of one step.
@@ -44,7 +44,7 @@ class Meter:
         tokens_per_s = tokens / seconds
         return {
             "tokens_per_s": tokens_per_s,
-            "flops_per_s": self._flops_per_token * tokens_per_s,
+            "flops_per_s": self.flops.per_token * tokens_per_s,
             "utilisation": self.utilisation(tokens_per_s),
             "memory_bytes": peak_memory_bytes(self._device),
             "energy_j": self._energy.joules(),

@@ -10,7 +10,7 @@ FOLDER = "tensorboard"
 class TensorBoard:
     """Writes the numbers of each line as scalars; at the first failure it says so once and falls silent."""
 
-    def __init__(self, folder: Path, *, resumed_step: int, record_event: Callable[[str, str], None]) -> None:
+    def __init__(self, folder: Path, resumed_step: int, record_event: Callable[[str, str], None]) -> None:
         """Open a file of events in ``folder``; steps after ``resumed_step`` that an earlier process wrote are hidden.
 
         Args:
