@@ -152,18 +152,18 @@ def render(source: Path, docs: Path) -> None:
     profiles = [f"`{name}`:\n\n{where(each)}" for name, each in result.get("profiles", {}).items()]
     rounds = []
     for name, (first, fresh) in result.get("growth", {}).items():
-        for told, where in ((first, "first process, nothing cached"), (fresh, "a new process, code cached")):
+        for told, place in ((first, "first process, nothing cached"), (fresh, "a new process, code cached")):
             rounds += [
-                f"| {name} | {depth} | {where} | {more:.1f} |" for depth, more in told["first_step_more_s"].items()
+                f"| {name} | {depth} | {place} | {more:.1f} |" for depth, more in told["first_step_more_s"].items()
             ]
     if rounds:
         rounds = ["| shape | depth | where | first step more, s |", "|---|---|---|---|", *rounds, ""]
     parts = {
-        "compile": rounds,
         "side-by-side": [origin, *tables],
         "own-time": own,
         "growth": sweeps,
         "profile": profiles,
+        "compile": rounds,
     }
     for mark, content in parts.items():
         begin, end = f"<!-- {mark}:begin -->", f"<!-- {mark}:end -->"

@@ -159,8 +159,8 @@ def test_a_run_that_is_bad_again_and_again_stops_with_layer_and_tensor(policy, l
 def test_weights_that_went_bad_are_named_at_a_validation_too(lab, monkeypatch):
     honest = loop._take_step
 
-    def poisoned(optimiser, plan):
-        honest(optimiser, plan)
+    def poisoned(optimiser, *others):
+        honest(optimiser, *others)
         with torch.no_grad():
             optimiser.param_groups[0]["params"][0].view(-1)[0] = torch.inf
 

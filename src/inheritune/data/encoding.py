@@ -113,16 +113,16 @@ def encode_documents(
         if batch:
             yield batch
 
-    def encode(batch: list[tuple[int, str]]) -> list[npt.NDArray[np.integer]]:
+    def encode(batch: list[tuple[int, str]]) -> list[npt.NDArray[np.uint32]]:
         return tokenizer.encode_batch([text for _, text in batch])
 
-    def write(batch: list[tuple[int, str]], ids: list[npt.NDArray[np.integer]]) -> None:
+    def write(batch: list[tuple[int, str]], ids: list[npt.NDArray[np.uint32]]) -> None:
         for (index, text), each in zip(batch, ids, strict=True):
             num_bytes = len(text.encode()) if is_cut[index] else int(survey.num_bytes[index])
             encoded.add(index, np.concatenate([end_of_text, each]), num_bytes)
 
     with ThreadPoolExecutor(max_workers=1) as encoder:
-        before: tuple[list[tuple[int, str]], Future[list[npt.NDArray[np.integer]]]] | None = None
+        before: tuple[list[tuple[int, str]], Future[list[npt.NDArray[np.uint32]]]] | None = None
         for batch in batches():
             if check_stop:
                 check_stop()

@@ -462,7 +462,7 @@ def _place_teacher(teacher: nn.Module, model: nn.Module, choices: Choices) -> Ch
         fits = device.type != "cuda" or needed + ROOM_FOR_A_STEP <= torch.cuda.mem_get_info(device)[0]
         choices = replace(choices, teacher="device" if fits else "offloaded")
     if choices.teacher == "offloaded":
-        offload(teacher, layer_modules(teacher), device)
+        offload(teacher, list(layer_modules(teacher)), device)
     else:
         teacher.to(device)
     return choices
