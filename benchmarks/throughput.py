@@ -173,7 +173,7 @@ def main() -> None:
         if failed := run("prepare", SHAPES["tiny"], 1, folder, folder / "cache").get("failed"):
             raise SystemExit(failed)
         for each in given.shape:
-            result["shapes"][each] = compare(each, given, folder)
+            result["shapes"][each] = {"commit": commit, **compare(each, given, folder)}
             path.write_text(json.dumps(result, indent=1) + "\n")
         for each in given.growth:
             depth, cache = SHAPES[each].depth, folder / "cache" / "growth"

@@ -63,7 +63,7 @@ def test_a_page_is_made_from_a_result_file_alone(tmp_path):
     result = {
         "commit": "abcdef0123", "date": "2026-01-01", "machine": {"processor": "P", "cores": 2},
         "versions": {"torch": "1", "transformers": "2"},
-        "shapes": {"llama": {"rounds": rounds, "not_installed": {"plain": "torch"}}},
+        "shapes": {"llama": {"commit": "1234567", "rounds": rounds, "not_installed": {"plain": "torch"}}},
         "sweeps": {"llama": {"depth": [point, {**point, "value": 6}]}},
         "profiles": {"llama": [kinds, {**kinds, "fast": True}]},
         "growth": {"llama": [{"first_step_more_s": {"3": 50.0, "6": 4.0}}, {"first_step_more_s": {"8": 9.0}}]},

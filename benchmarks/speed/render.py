@@ -46,7 +46,12 @@ def side_by_side(name: str, shape: dict[str, Any]) -> str:
     for contender, package in shape["not_installed"].items():
         lines.append(f"| {contender} | {package} was not installed | | | | | | | |")
     speeds = [each["contenders"]["ours"].get("tokens_per_s", 0.0) for each in shape["rounds"]]
-    lines += ["", f"{len(speeds)} rounds; ours from {min(speeds):,.0f} to {max(speeds):,.0f} tokens/s.", ""]
+    commit = shape["commit"][:7]
+    lines += [
+        "",
+        f"{len(speeds)} rounds at commit {commit}; ours from {min(speeds):,.0f} to {max(speeds):,.0f} tokens/s.",
+        "",
+    ]
     return "\n".join(lines)
 
 
