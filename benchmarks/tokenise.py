@@ -30,6 +30,8 @@ HERE = Path(__file__).resolve().parent
 PROCESSES = 2
 BATCH_TEXTS = 64
 ROWS, LENGTH = 16, 1024
+MIN_DOCUMENTS = 8
+"""Held out, and cut to their opening: few, so that what is compared is whole texts."""
 
 
 def texts_of(files: list[Path]) -> list[str]:
@@ -44,7 +46,9 @@ def prepare(files: list[Path], tokenizer: Path, out: Path) -> dict[str, Any]:
     import inheritune
 
     begin = time.perf_counter()
-    shards = inheritune.prepare([str(path) for path in files], out / "shards", tokenizer=tokenizer)
+    shards = inheritune.prepare(
+        [str(path) for path in files], out / "shards", tokenizer=tokenizer, min_documents=MIN_DOCUMENTS
+    )
     seconds = time.perf_counter() - begin
     splits = shards.manifest["splits"].values()
     return {"seconds": seconds, "tokens": sum(each["tokens"] for each in splits)}
@@ -89,7 +93,9 @@ def batches(files: list[Path], tokenizer: Path, out: Path) -> dict[str, Any]:
     import inheritune
     from inheritune.data.batches import Position, Sampler
 
-    shards = inheritune.prepare([str(path) for path in files], out / "shards", tokenizer=tokenizer)
+    shards = inheritune.prepare(
+        [str(path) for path in files], out / "shards", tokenizer=tokenizer, min_documents=MIN_DOCUMENTS
+    )
     sampler = Sampler(shards.sequence("train"), sequence_length=LENGTH, seed=0)
     steps = shards.sequence("train").num_tokens // (ROWS * LENGTH)
     position, begin = Position(0, 0), time.perf_counter()
