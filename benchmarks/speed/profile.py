@@ -18,21 +18,19 @@ from speed.contenders import BETAS, CLIP, LEARNING_RATE, WEIGHT_DECAY, build
 from speed.shapes import Shape
 
 KINDS = {
-    "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "mkldnn", "gemm"),
-    "fused attention": ("attention",),
-    "loss head beside its products": ("logsumexp", "nll", "_log_softmax", "cross_entropy", "gather"),
+    "matrix products": ("aten::mm", "aten::addmm", "aten::bmm"),
+    "fused attention": ("scaled_dot_product",),
     "optimiser and clipping": ("adam", "norm", "foreach"),
-    "copies, casts, fills": ("copy", "fill", "zero", "cat", "aten::to", "add_"),
+    "copies, fills, sums of gradients": ("copy", "fill", "zero", "aten::add_", "accumulategrad", "aten::mul"),
 }
 WARM_STEPS = 3
 
 
-def kind_of(name: str) -> str:
-    """The kind of an operator or compiled kernel, by words in its name."""
-    if name.startswith(("cpp_fused", "triton")):
-        loss = any(word in name for word in ("exp", "amax", "logsumexp", "arange"))
-        softmax = "softmax" in name or "where" in name
-        return "compiled: loss or softmax" if loss or softmax else "compiled: norms, activations, casts"
+def kind_of(name: str, count: int, depth: int) -> str:
+    """The kind of an operator by words in its name; compiled code is the layers' where it ran once for each of them."""
+    if "CompiledFxGraph" in name:
+        what = "layers" if count == depth else "loss"
+        return f"compiled code of the {what}, beside its products"
     return next((kind for kind, words in KINDS.items() if any(word in name.lower() for word in words)), "other")
 
 
@@ -73,7 +71,7 @@ def profile_step(shape: Shape, *, fast: bool) -> dict[str, Any]:
     kinds: Counter[str] = Counter()
     largest = []
     for event in seen.key_averages():
-        kinds[kind_of(event.key)] += event.self_cpu_time_total / 1e3
+        kinds[kind_of(event.key, event.count, shape.depth)] += event.self_cpu_time_total / 1e3
         largest.append((event.self_cpu_time_total / 1e3, event.count, event.key[:80]))
     total = sum(kinds.values())
     return {
