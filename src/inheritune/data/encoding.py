@@ -1,6 +1,7 @@
 """Tokens of the chosen documents: encoded in reading order, then written in their stored order."""
 
 from array import array
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -13,10 +14,16 @@ import numpy.typing as npt
 from inheritune.data.integrity import INDEX_DTYPE, BlockHashes
 from inheritune.data.sources import Source
 from inheritune.data.survey import Survey, read_again
-from inheritune.data.tokenizer import TextTokenizer
+from inheritune.data.tokenizer import TextTokenizer, ids_of
 
-BATCH_BYTES = 2**21
+BATCH_BYTES = 2**20
 """Text of one call of the tokenizer; what it gives back takes some fifty times as much memory."""
+
+CALLS = 2
+"""Calls of the tokenizer at work side by side: where the texts of one are unequal, the other fills the gap."""
+
+WAITING = 4
+"""Batches that are encoded or wait to be written, at most."""
 
 BATCH_DOCUMENTS = 4096
 
@@ -76,8 +83,8 @@ def encode_documents(
 ) -> dict[int, str]:
     """Read the sources again and add the wanted documents to ``encoded``.
 
-    While one batch is encoded (in a thread; the tokenizer runs outside of Python's lock), the next one is read and the
-    one before it written.
+    While batches are encoded (in threads; the tokenizer runs outside of Python's lock), the next ones are read and
+    those before them written.
 
     Args:
         survey: of these sources.
@@ -113,25 +120,23 @@ def encode_documents(
         if batch:
             yield batch
 
-    def encode(batch: list[tuple[int, str]]) -> list[npt.NDArray[np.uint32]]:
-        return tokenizer.encode_batch([text for _, text in batch])
+    waiting: deque[tuple[list[tuple[int, str]], Future[list[Any]]]] = deque()
 
-    def write(batch: list[tuple[int, str]], ids: list[npt.NDArray[np.uint32]]) -> None:
-        for (index, text), each in zip(batch, ids, strict=True):
+    def write_first() -> None:
+        batch, encodings = waiting.popleft()
+        for (index, text), encoding in zip(batch, encodings.result(), strict=True):
             num_bytes = len(text.encode()) if is_cut[index] else int(survey.num_bytes[index])
-            encoded.add(index, np.concatenate([end_of_text, each]), num_bytes)
+            encoded.add(index, np.concatenate([end_of_text, ids_of(encoding)]), num_bytes)
 
-    with ThreadPoolExecutor(max_workers=1) as encoder:
-        before: tuple[list[tuple[int, str]], Future[list[npt.NDArray[np.uint32]]]] | None = None
+    with ThreadPoolExecutor(max_workers=CALLS) as calls:
         for batch in batches():
             if check_stop:
                 check_stop()
-            now = encoder.submit(encode, batch)
-            if before:
-                write(before[0], before[1].result())
-            before = (batch, now)
-        if before:
-            write(before[0], before[1].result())
+            waiting.append((batch, calls.submit(tokenizer.encodings, [text for _, text in batch])))
+            if len(waiting) == WAITING:
+                write_first()
+        while waiting:
+            write_first()
     return texts
 
 
