@@ -44,7 +44,9 @@ def texts_of(files: list[Path]) -> list[str]:
 def prepare(files: list[Path], tokenizer: Path, out: Path) -> dict[str, Any]:
     """The whole preparation."""
     import inheritune
+    from inheritune.data.tokenizer import open_tokenizer
 
+    open_tokenizer(tokenizer)  # imports transformers, which is start-up
     begin = time.perf_counter()
     shards = inheritune.prepare(
         [str(path) for path in files], out / "shards", tokenizer=tokenizer, min_documents=MIN_DOCUMENTS
