@@ -247,7 +247,8 @@ def train_recipe(values: Mapping[str, Any]) -> TrainRecipe:
 
 
 KEEPING_KEYS = frozenset(
-    f"train.{key}" for key in ("validations", "save_every_minutes", "keep_checkpoints", "micro_batch", "on_bad_step")
+    f"train.{key}"
+    for key in ("validations", "save_every_minutes", "keep_checkpoints", "micro_batch", "on_bad_step", "tensorboard")
 )
 """Keys that may change under a run: they say how it is watched, kept and fitted into memory."""
 

@@ -249,6 +249,13 @@ class TrainRecipe(RecipePart):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto takes bfloat16 where a short probe finds it faster; weights and moments stay float32."""
 
+    moments: Literal["float32", "bfloat16", "8bit"] = "float32"
+    """How AdamW's two moments are kept: 8, 4 or about 2 bytes per parameter (docs/memory.md)."""
+
+    activation_checkpointing: Literal["auto"] | bool = "auto"
+    """Compute each layer again in the backward pass instead of keeping its activations; auto does where memory runs out
+    at a micro-batch of one sequence."""
+
     compile: Literal["auto"] | bool = "auto"
     """auto compiles where a compiler is there and the round is long enough to pay for it."""
 
@@ -263,6 +270,9 @@ class TrainRecipe(RecipePart):
 
     keep_checkpoints: Count = 2
     """Checkpoints kept while a stage runs, beside the one from before its cool-down, which a finished stage keeps."""
+
+    tensorboard: bool = False
+    """Write what metrics.jsonl gets for TensorBoard, too (pip install 'inheritune[tensorboard]')."""
 
     beta2_half_life: Count | None = None
     """Instead of beta2: tokens after which a squared gradient counts half, at any batch size (arXiv:2507.07101)."""

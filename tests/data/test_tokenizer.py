@@ -47,7 +47,7 @@ def test_end_of_text_is_id_zero_and_auto_tokenizer_loads_the_folder(tokenizer):
     assert opened.end_of_text_id == 0
     loaded = AutoTokenizer.from_pretrained(tokenizer)
     assert (loaded.eos_token_id, loaded.bos_token_id, len(loaded)) == (0, 0, opened.vocab_size)
-    assert loaded("the layer 漢字").input_ids == opened.encode_batch(["the layer 漢字"])[0]
+    assert loaded("the layer 漢字").input_ids == opened.encode_batch(["the layer 漢字"])[0].tolist()
 
 
 def test_the_same_texts_give_the_same_tokenizer_bytes(tmp_path, texts):
@@ -96,8 +96,9 @@ def test_a_tokenizer_without_any_such_token_is_refused(tmp_path, tokenizer):
 
 def test_special_tokens_are_not_added_to_a_text(tmp_path, tokenizer):
     folder, _ = save(tmp_path, tokenizer, before="<s>", after="</e>", bos_token="<s>", eos_token="</s>")
-    texts = ["the layer", ""]
-    assert open_tokenizer(folder).encode_batch(texts) == open_tokenizer(tokenizer).encode_batch(texts)
+    for text in ("the layer", ""):
+        ids = [open_tokenizer(each).encode_batch([text])[0].tolist() for each in (folder, tokenizer)]
+        assert ids[0] == ids[1]
 
 
 def test_a_copied_tokenizer_is_the_same_byte_for_byte(tmp_path, tokenizer):

@@ -20,9 +20,13 @@ def test_bfloat16_is_taken_only_where_it_is_faster(gain, precision, monkeypatch)
     assert choose(**SMALL).precision == precision
 
 
-def test_what_is_given_is_not_probed(monkeypatch):
-    monkeypatch.setattr(probe, "matmul_gflops", lambda *_: pytest.fail("probed"))
-    assert choose(**{**SMALL, "precision": "float32"}).precision == "float32"
+def test_where_the_precision_is_given_only_its_peak_is_measured(monkeypatch):
+    probed = []
+    monkeypatch.setattr(probe, "matmul_gflops", lambda dtype, device, shape: probed.append((dtype, shape)) or 50.0)
+    chosen = choose(**{**SMALL, "precision": "float32"})
+    side = probe.PEAK_SIZE[chosen.device]
+    assert (chosen.precision, chosen.peak_gflops) == ("float32", 50.0)
+    assert probed == [(torch.float32, (side, side, side))]  # the peak, which every run is measured by
 
 
 def test_a_short_stage_is_not_compiled_and_a_long_one_is():

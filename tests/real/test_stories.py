@@ -27,7 +27,7 @@ BOUND_NATS = 0.10
 def test_the_loss_of_the_published_weights_is_reproduced(stories260k, cased_excerpt):
     tokenizer = open_tokenizer(stories260k)
     pieces = [cased_excerpt[begin : begin + 800] for begin in range(0, 30 * 800, 800)]
-    documents = [np.array([tokenizer.end_of_text_id, *ids]) for ids in tokenizer.encode_batch(pieces)]
+    documents = [np.append(tokenizer.end_of_text_id, ids) for ids in tokenizer.encode_batch(pieces)]
     sums = score_documents(load_model(stories260k), documents, sequence_length=512)
     assert sums[:, 1].sum() == 12_305
     assert token_mean(sums) == pytest.approx(ORACLE_NATS, abs=0.01)

@@ -22,7 +22,7 @@ STEPS = 60
 """Of a stage, in three passes."""
 
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "false"}
-UNTIMED = ("stage", "kind", "step", "tokens", "loss_nats", "lr", "grad_norm")
+UNTIMED = ("stage", "kind", "step", "tokens", "pass", "row", "loss_nats", "lr", "grad_norm")
 """What a line of the metrics holds beside times."""
 
 TIMED = {"elapsed_s", "peak_memory_bytes", "name"}

@@ -189,3 +189,19 @@ def test_what_the_reference_may_have_read_is_said_where_it_is_not_known(make_run
     assert unknown is (not made_here)
     assert ("Whether the reference met the validation documents" in card) is (not made_here)
     assert ("from a llama model of 8 layers that the same run trained on 400M tokens" in card) is made_here
+
+
+@pytest.mark.parametrize(("energy_j", "shown"), [(2.0, "1.20"), (None, "unknown")])
+def test_speed_memory_and_energy_of_each_stage_are_shown(energy_j, shown, make_run):
+    folder = make_run("parity")
+    path = folder / "metrics.jsonl"
+    measures = {"flops_per_s": 1.5e11, "utilisation": 0.41, "memory_bytes": 2.5e9, "energy_j": energy_j}
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(line | (measures if line["kind"] == "train" else {})) + "\n" for line in lines))
+    page = report(folder).read_text()
+    assert f"<td>150</td><td>41 %</td><td>2.50</td><td>{shown}</td>" in page
+
+
+def test_metrics_from_before_these_measures_were_kept_still_give_a_page(make_run):
+    page = report(make_run("parity")).read_text()
+    assert "<td>not recorded</td><td>not recorded</td><td>not recorded</td><td>unknown</td>" in page

@@ -66,7 +66,7 @@ class Lab:
 
     def losses(self, out):
         lines = [json.loads(line) for line in (self.folder / out / "metrics.jsonl").read_text().splitlines()]
-        untimed = ("stage", "elapsed_s", "tokens_per_s")
+        untimed = ("stage", "elapsed_s", "tokens_per_s", "flops_per_s", "utilisation", "memory_bytes", "energy_j")
         return [{key: value for key, value in line.items() if key not in untimed} for line in lines]
 
     @staticmethod

@@ -48,13 +48,13 @@ class Trouble:
                 state += [parameter.detach().clone(), *(moments[name].clone() for name in sorted(moments))]
         return state
 
-    def __call__(self, optimiser, functions, rows, choices, plan):
+    def __call__(self, optimiser, functions, rows, choices):
         if self.note:
             self.note(rows.clone())
         if self.watch_next:
             self.after.append(self.snapshot(optimiser))
             self.watch_next = False
-        losses = self.honest(optimiser, functions, rows, choices, plan)
+        losses = self.honest(optimiser, functions, rows, choices)
         if self.key(rows) in self.bad:
             self.snapshots.append(self.snapshot(optimiser))
             self.watch_next = True
@@ -141,13 +141,13 @@ def test_the_stop_policy_ends_before_the_update_and_names_where_it_comes_from(la
 def test_a_run_that_is_bad_again_and_again_stops_with_layer_and_tensor(policy, lab, monkeypatch):
     honest, calls = loop._try_gradient, []
 
-    def poisoned(optimiser, functions, rows, choices, plan):
+    def poisoned(optimiser, functions, rows, choices):
         calls.append(rows)
         if len(calls) == 4:
             weight = functions.body.body.layers[1].mlp.up_proj.weight
             with torch.no_grad():
                 weight[0, 0] = torch.nan
-        return honest(optimiser, functions, rows, choices, plan) if policy == "skip" else Losses(math.nan, None)
+        return honest(optimiser, functions, rows, choices) if policy == "skip" else Losses(math.nan, None)
 
     monkeypatch.setattr(loop, "_try_gradient", poisoned)
     where = r"weight model\.layers\.1\.mlp\.up_proj\.weight: 1 of 2048" if policy == "skip" else "Where it comes from"
@@ -159,8 +159,8 @@ def test_a_run_that_is_bad_again_and_again_stops_with_layer_and_tensor(policy, l
 def test_weights_that_went_bad_are_named_at_a_validation_too(lab, monkeypatch):
     honest = loop._take_step
 
-    def poisoned(optimiser, plan):
-        honest(optimiser, plan)
+    def poisoned(optimiser, *others):
+        honest(optimiser, *others)
         with torch.no_grad():
             optimiser.param_groups[0]["params"][0].view(-1)[0] = torch.inf
 

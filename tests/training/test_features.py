@@ -95,9 +95,9 @@ def test_inherited_layers_move_less_and_grown_ones_at_full_rate(lab, monkeypatch
     rates = []
     honest = loop._take_step
 
-    def spy(optimiser, plan):
+    def spy(optimiser, *others):
         rates.append({group["lr_scale"]: group["lr"] for group in optimiser.param_groups})
-        honest(optimiser, plan)
+        honest(optimiser, *others)
 
     monkeypatch.setattr(loop, "_take_step", spy)
     lab.run("out", recipe=OPTIONS["layer-wise"], fresh_layers=[3])

@@ -28,14 +28,14 @@ class Recorder:
         self.stop, self.stop_at = stop, stop_at
         monkeypatch.setattr(loop, "_try_gradient", self)
 
-    def __call__(self, optimiser, functions, rows, choices, plan):
+    def __call__(self, optimiser, functions, rows, choices):
         state = []
         for group in optimiser.param_groups:
             for parameter in group["params"]:
                 moments = optimiser.state.get(parameter, {})
                 state += [parameter.detach().clone(), *(moments[name].clone() for name in sorted(moments))]
         self.states.append(state)
-        losses = self.honest(optimiser, functions, rows, choices, plan)
+        losses = self.honest(optimiser, functions, rows, choices)
         if self.stop and len(self.states) == self.stop_at:
             self.stop.requested = True
         return losses

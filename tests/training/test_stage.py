@@ -134,6 +134,55 @@ def test_out_of_memory_halves_the_micro_batch_and_loses_nothing(save_reference, 
     assert smaller.loop.watch_nats == pytest.approx(plain.loop.watch_nats, abs=1e-5)
 
 
+def test_a_stage_that_was_begun_before_a_key_existed_goes_on(save_reference, tiny_shards, tmp_path, lab):
+    start = save_reference("llama", tmp_path / "start")
+    with pytest.raises(Stopped):
+        run(start, tiny_shards, tmp_path / "out", stop=lab.StopAt(3))
+    path = tmp_path / "out" / "settings.json"
+    settings = json.loads(path.read_text())
+    for key in ("moments", "tensorboard", "activation_checkpointing"):
+        del settings["recipe"][key]
+    path.write_text(json.dumps(settings))
+    run(start, tiny_shards, tmp_path / "out")
+    with pytest.raises(RecipeError, match=r"moments: \"float32\" -> \"8bit\""):
+        run(start, tiny_shards, tmp_path / "out", recipe={**PLAIN, "moments": "8bit"})
+
+
+@pytest.mark.parametrize("asked", ["auto", False])
+def test_at_one_sequence_activations_are_computed_again_where_that_is_allowed(
+    asked, save_reference, tiny_shards, tmp_path, monkeypatch
+):
+    start = save_reference("llama", tmp_path / "start")
+    honest, events = loop.accumulate_gradient, []
+
+    def too_big(functions, rows, choices):
+        if not choices.activation_checkpointing:
+            raise torch.OutOfMemoryError("out of memory")
+        return honest(functions, rows, choices)
+
+    def attempt():
+        return run(
+            start,
+            tiny_shards,
+            tmp_path / "lean",
+            recipe={**PLAIN, "activation_checkpointing": asked},
+            record_event=lambda *event: events.append(event),
+        )
+
+    plain = run(start, tiny_shards, tmp_path / "plain", recipe={**PLAIN, "micro_batch": 1})
+    monkeypatch.setattr(loop, "accumulate_gradient", too_big)
+    if not asked:
+        with pytest.raises(TrainingError, match="not enough memory for one sequence"):
+            attempt()
+        return
+    lean = attempt()
+    said = [message for kind, message in events if kind == "out of memory"]
+    assert said[-1] == "from here on activations are computed again, not kept"
+    probe = json.loads((tmp_path / "lean" / "probe.json").read_text())
+    assert (probe["micro_batch"], probe["activation_checkpointing"]) == (1, True)
+    assert lean.loop.watch_nats == plain.loop.watch_nats
+
+
 def test_no_memory_for_one_sequence_says_what_to_lower(save_reference, tiny_shards, tmp_path, monkeypatch):
     def never(functions, rows, choices):
         raise torch.OutOfMemoryError("out of memory")

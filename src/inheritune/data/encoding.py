@@ -1,7 +1,9 @@
 """Tokens of the chosen documents: encoded in reading order, then written in their stored order."""
 
 from array import array
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -12,9 +14,17 @@ import numpy.typing as npt
 from inheritune.data.integrity import INDEX_DTYPE, BlockHashes
 from inheritune.data.sources import Source
 from inheritune.data.survey import Survey, read_again
-from inheritune.data.tokenizer import TextTokenizer
+from inheritune.data.tokenizer import TextTokenizer, ids_of
 
-BATCH_BYTES = 2**22
+BATCH_BYTES = 2**20
+"""Text of one call of the tokenizer; what it gives back takes some fifty times as much memory."""
+
+CALLS = 2
+"""Calls of the tokenizer at work side by side: where the texts of one are unequal, the other fills the gap."""
+
+WAITING = 4
+"""Batches that are encoded or wait to be written, at most."""
+
 BATCH_DOCUMENTS = 4096
 
 
@@ -36,9 +46,9 @@ class Encoded(AbstractContextManager["Encoded"]):
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
-    def add(self, index: int, ids: Sequence[int], num_bytes: int) -> None:
+    def add(self, index: int, ids: npt.NDArray[np.integer], num_bytes: int) -> None:
         """Append a document."""
-        self._file.write(np.array(ids, dtype=self.dtype).tobytes())  # tofile is silent of a disk that is full
+        self._file.write(ids.astype(self.dtype).tobytes())  # tofile is silent of a disk that is full
         self.starts[index], self.lengths[index], self.byte_lengths[index] = self._num_tokens, len(ids), num_bytes
         self._num_tokens += len(ids)
 
@@ -67,47 +77,66 @@ def encode_documents(
     encoded: Encoded,
     *,
     text_field: str,
-    cut_bytes: int | None = None,
+    cut: npt.NDArray[np.int64],
+    cut_bytes: int,
     check_stop: Callable[[], None] | None = None,
 ) -> dict[int, str]:
     """Read the sources again and add the wanted documents to ``encoded``.
 
+    While batches are encoded (in threads; the tokenizer runs outside of Python's lock), the next ones are read and
+    those before them written.
+
     Args:
         survey: of these sources.
         sources: see ``read_documents``.
-        wanted: reading indices.
+        wanted: reading indices of documents that are encoded whole.
         tokenizer: of the shards.
         encoded: where the tokens go.
         text_field: field with the text.
-        cut_bytes: bytes that are kept of each text; None keeps all.
+        cut: reading indices of further documents, of which only the opening is.
+        cut_bytes: bytes of that opening.
         check_stop: called now and then; may raise.
 
     Returns:
-        Where ``cut_bytes`` is given: the texts by reading index, as they were encoded. Else nothing.
+        The openings that were encoded, by reading index.
     """
-    is_wanted = np.zeros(len(survey.keys), dtype=np.bool_)
-    is_wanted[wanted] = True
+    is_wanted, is_cut = (np.zeros(len(survey.keys), dtype=np.bool_) for _ in range(2))
+    is_wanted[wanted] = is_wanted[cut] = is_cut[cut] = True
     texts: dict[int, str] = {}
-    batch: list[tuple[int, str]] = []
-    held = 0
+    end_of_text = np.array([tokenizer.end_of_text_id])
 
-    def encode_batch() -> None:
-        for (index, text), ids in zip(batch, tokenizer.encode_batch([text for _, text in batch]), strict=True):
-            encoded.add(index, [tokenizer.end_of_text_id, *ids], len(text.encode()))
-        batch.clear()
+    def batches() -> Iterator[list[tuple[int, str]]]:
+        batch: list[tuple[int, str]] = []
+        held = 0
+        for index, document in read_again(survey, sources, is_wanted, text_field=text_field, check_stop=check_stop):
+            text = document.text
+            if is_cut[index]:
+                text = texts[index] = cut_text(text, cut_bytes)
+            batch.append((index, text))
+            held += len(text)
+            if held >= BATCH_BYTES or len(batch) >= BATCH_DOCUMENTS:
+                yield batch
+                batch, held = [], 0
+        if batch:
+            yield batch
 
-    for index, document in read_again(survey, sources, is_wanted, text_field=text_field, check_stop=check_stop):
-        text = document.text
-        if cut_bytes is not None:
-            text = texts[index] = cut_text(text, cut_bytes)
-        batch.append((index, text))
-        held += len(text)
-        if held >= BATCH_BYTES or len(batch) >= BATCH_DOCUMENTS:
-            encode_batch()
-            held = 0
+    waiting: deque[tuple[list[tuple[int, str]], Future[list[Any]]]] = deque()
+
+    def write_first() -> None:
+        batch, encodings = waiting.popleft()
+        for (index, text), encoding in zip(batch, encodings.result(), strict=True):
+            num_bytes = len(text.encode()) if is_cut[index] else int(survey.num_bytes[index])
+            encoded.add(index, np.concatenate([end_of_text, ids_of(encoding)]), num_bytes)
+
+    with ThreadPoolExecutor(max_workers=CALLS) as calls:
+        for batch in batches():
             if check_stop:
                 check_stop()
-    encode_batch()
+            waiting.append((batch, calls.submit(tokenizer.encodings, [text for _, text in batch])))
+            if len(waiting) == WAITING:
+                write_first()
+        while waiting:
+            write_first()
     return texts
 
 

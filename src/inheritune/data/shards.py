@@ -114,25 +114,29 @@ def prepare(
     with runs.new_folder(folder) as new:
         dtype = token_dtype(given.vocab_size)
         with Encoded(new / "unordered.tmp", dtype, len(survey.keys)) as encoded:
+            texts: dict[int, str] = {}
 
-            def encode(wanted: Indices, cut_bytes: int | None) -> dict[int, str]:
-                return encode_documents(
-                    survey,
-                    sources,
-                    wanted,
-                    given,
-                    encoded,
-                    text_field=text_field,
-                    cut_bytes=cut_bytes,
-                    check_stop=should_stop,
+            def encode(training: Indices) -> None:
+                """Training documents; the first time those held out, too: one reading for both."""
+                texts.update(
+                    encode_documents(
+                        survey,
+                        sources,
+                        training,
+                        given,
+                        encoded,
+                        text_field=text_field,
+                        cut=held_out[:0] if texts else held_out,
+                        cut_bytes=document_bytes,
+                        check_stop=should_stop,
+                    )
                 )
 
-            texts = encode(held_out, document_bytes)
             order = survey.training(seed)
             if token_budget is not None:
                 order = _up_to_budget(order, token_budget, survey, given, encoded, encode)
             else:
-                encode(order, None)
+                encode(order)
             splits: dict[str, Any] = {}
             largest = 0
             needed = int(encoded.lengths.sum()) * dtype.itemsize + 16 * int((encoded.lengths > 0).sum() + len(SPLITS))
@@ -249,7 +253,7 @@ def _up_to_budget(
     survey: Survey,
     tokenizer: TextTokenizer,
     encoded: Encoded,
-    encode: Callable[[Indices, int | None], dict[int, str]],
+    encode: Callable[[Indices], None],
 ) -> Indices:
     """Encode only as much of the order as the budget needs, and give that part; no guess changes the result."""
     ratio = tokens_per_byte(survey.sample, tokenizer)
@@ -257,7 +261,7 @@ def _up_to_budget(
     while held < token_budget and reach < len(order):
         guessed = np.cumsum(survey.num_bytes[order[reach:]] * ratio + 1) * 0.95
         further = reach + 1 + int(np.searchsorted(guessed, token_budget - held))
-        encode(order[reach:further], None)
+        encode(order[reach:further])
         reach = min(further, len(order))
         ends = np.cumsum(np.where(encoded.lengths[order[:reach]] > 1, encoded.lengths[order[:reach]], 0))
         held = int(ends[-1])

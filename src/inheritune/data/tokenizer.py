@@ -3,10 +3,14 @@
 import hashlib
 import json
 import shutil
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from inheritune import runs
 from inheritune.errors import DataError
@@ -49,9 +53,13 @@ class TextTokenizer:
     backend: Any = field(repr=False)
     """A ``tokenizers.Tokenizer`` without truncation and padding."""
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode_batch(self, texts: Sequence[str]) -> list[npt.NDArray[np.uint32]]:
         """Token ids of each text, on all threads."""
-        return [each.ids for each in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        return [ids_of(encoding) for encoding in self.encodings(texts)]
+
+    def encodings(self, texts: Sequence[str]) -> list[Any]:
+        """What the tokenizer makes of each text, on all threads and outside of Python's lock; see ``ids_of``."""
+        return list(self.backend.encode_batch_fast(list(texts), add_special_tokens=False))
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Token ids of a text, and the characters [begin, end) that each token spells."""
@@ -61,6 +69,11 @@ class TextTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, special tokens written out."""
         return str(self.backend.decode([int(each) for each in ids], skip_special_tokens=False))
+
+
+def ids_of(encoding: Any) -> npt.NDArray[np.uint32]:
+    """The token ids of one text."""
+    return np.frombuffer(array("I", encoding.ids), dtype=np.uint32)
 
 
 def open_tokenizer(folder: str | Path) -> TextTokenizer:

@@ -126,7 +126,7 @@ def evaluate(
     tokenizers = {}
     for name, network in networks.items():
         tokenizer = tokenizers[name] = open_tokenizer(folders[name])
-        documents = [np.array([tokenizer.end_of_text_id, *ids]) for ids in tokenizer.encode_batch(texts)]
+        documents = [np.append(tokenizer.end_of_text_id, ids) for ids in tokenizer.encode_batch(texts)]
         check_ids(name, network, max(int(document.max()) for document in documents))
         sums[name] = score_documents(network, documents, sequence_length=window)
     scores = [_score(name, sums[name], sum(num_bytes)) for name in networks]

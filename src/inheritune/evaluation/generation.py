@@ -43,8 +43,9 @@ def write(
     written = []
     positions = getattr(network.config.get_text_config(decoder=True), "max_position_embeddings", None)
     for prompt, ids in zip(prompts, tokenizer.encode_batch(list(prompts)), strict=True):
-        check_ids(str(model), network, max([tokenizer.end_of_text_id, *ids]))
-        start_1T = torch.tensor([[tokenizer.end_of_text_id, *ids]], device=network.device)
+        start = [tokenizer.end_of_text_id, *ids.tolist()]
+        check_ids(str(model), network, max(start))
+        start_1T = torch.tensor([start], device=network.device)
         room = max_new_tokens if positions is None else min(max_new_tokens, positions - start_1T.shape[1])
         if room < 1:
             raise EvaluationError(

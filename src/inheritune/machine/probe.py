@@ -18,6 +18,9 @@ BFLOAT16_GAIN = 1.2
 MICRO_BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
 """Tokens of one micro-batch to start from; an out-of-memory error halves it."""
 
+PEAK_SIZE = {"cpu": 1024, "cuda": 8192}
+"""Side of the square matrices whose product shows the peak."""
+
 COMPILE_FROM_FLOPS = 3e13
 """Automatic compilation starts here: below, compiling costs more than it saves (about 200 s on two cores)."""
 
@@ -25,7 +28,12 @@ COMPILE_FROM_FLOPS = 3e13
 CUBLAS_WORKSPACE = ":4096:8"
 """cuBLAS is only repeatable with it. Source: the CUDA documentation of cuBLAS, results reproducibility."""
 
-COMPILER_WARNINGS = (r"`torch\.jit", r"The \.grad attribute of a Tensor that is not a leaf")
+COMPILER_WARNINGS = (
+    r"`torch\.jit",
+    r"The \.grad attribute of a Tensor that is not a leaf",
+    r"<class 'torch\.autograd\.function\.Function'> should not be instantiated",
+    r"Dynamo detected a call to a `functools\.lru_cache`",
+)
 """Said by torch's compiler about its own code while it compiles ours; nothing that a user could change."""
 
 
@@ -47,8 +55,18 @@ class Choices:
     """Whether torch is held to deterministic algorithms."""
     loss_path: str = "split"
     """"split": body, then the head by chunks; "model": the model's own logits, where the split does not hold."""
+    attention: str = "model"
+    """"blocks": causal attention by blocks of queries; "model": what the model was loaded with."""
+    activation_checkpointing: bool = False
+    """Whether each layer is computed again in the backward pass instead of keeping its activations."""
+    teacher: str | None = None
+    """Where the weights of the reference's layers are while it teaches: "device", or "offloaded" to main memory."""
     matmul_gflops: dict[str, float] | None = None
     """What the probe measured, in GFLOP/s per precision; None where precision was given."""
+    peak_gflops: float | None = None
+    """The best matrix product seen here in the precision chosen: what utilisation is a share of."""
+    device_name: str | None = None
+    """Of the GPU."""
     notes: tuple[str, ...] = ()
     """What was wished for and cannot be had here."""
 
@@ -61,9 +79,11 @@ class Choices:
         """The inverse of ``to_json``."""
         return cls(**{**value, "notes": tuple(value["notes"])})
 
-    def with_micro_batch(self, micro_batch: int) -> "Choices":
-        """The same choices at another micro-batch."""
-        return replace(self, micro_batch=micro_batch)
+    def leaner(self) -> "Choices":
+        """The same choices with less memory: half the micro-batch, or at one sequence activation checkpointing."""
+        if self.micro_batch > 1:
+            return replace(self, micro_batch=self.micro_batch // 2)
+        return replace(self, activation_checkpointing=True)
 
 
 def best_device() -> str:
@@ -82,8 +102,10 @@ def has_compiler(device: str) -> bool:
 def matmul_gflops(dtype: torch.dtype, device: str, shape: tuple[int, int, int], rounds: int = 5) -> float:
     """Speed of (m, k) @ (k, n) in GFLOP/s: the best of a few rounds after one to warm up."""
     m, k, n = shape
-    a_MK = torch.ones(m, k, dtype=dtype, device=device)
-    b_KN = torch.ones(k, n, dtype=dtype, device=device)
+    a_MK, b_KN = (
+        torch.linspace(-1, 1, rows * columns, device=device).view(rows, columns).to(dtype)
+        for rows, columns in ((m, k), (k, n))
+    )  # not all the same: a GPU is faster, since cooler, where no bit changes
     best_s = float("inf")
     for round_index in range(rounds + 1):
         begin = time.perf_counter()
@@ -94,6 +116,12 @@ def matmul_gflops(dtype: torch.dtype, device: str, shape: tuple[int, int, int], 
         if round_index:
             best_s = min(best_s, time.perf_counter() - begin)
     return 2 * m * k * n / best_s / 1e9
+
+
+def matmul_peak_gflops(dtype: torch.dtype, device: str) -> float:
+    """The machine's own peak: the speed of a square product large enough to reach it."""
+    size = PEAK_SIZE[device]
+    return matmul_gflops(dtype, device, (size, size, size))
 
 
 def choose(
@@ -107,6 +135,7 @@ def choose(
     compile: str | bool,
     micro_batch: str | int,
     deterministic: bool,
+    activation_checkpointing: bool = False,
 ) -> Choices:
     """Probe this machine for one stage.
 
@@ -120,6 +149,7 @@ def choose(
         compile: "auto", True or False.
         micro_batch: "auto" or sequences.
         deterministic: hold torch to deterministic algorithms.
+        activation_checkpointing: whether it is on from the start.
     """
     device = best_device()
     if device == "cuda" and deterministic:  # read once, at the first product on the device: set it before the probe
@@ -133,6 +163,7 @@ def choose(
             for name, dtype in {"float32": torch.float32, "bfloat16": torch.bfloat16}.items()
         }
         precision = "bfloat16" if measured["bfloat16"] >= BFLOAT16_GAIN * measured["float32"] else "float32"
+    peak = matmul_peak_gflops(torch.float32 if precision == "float32" else torch.bfloat16, device)
     wanted = compile is True or (compile == "auto" and 6.0 * num_parameters * num_tokens >= COMPILE_FROM_FLOPS)
     if wanted and not has_compiler(device):
         notes.append("no C++ compiler found, so the model runs uncompiled, which is slower; install g++ to compile")
@@ -145,7 +176,11 @@ def choose(
         micro_batch=min(sequences, batch_sequences),
         threads=torch.get_num_threads(),
         deterministic=deterministic,
+        attention="blocks" if wanted and device == "cpu" and precision == "bfloat16" else "model",
+        activation_checkpointing=activation_checkpointing,
         matmul_gflops=measured,
+        peak_gflops=round(max(peak, (measured or {}).get(precision, 0.0)), 1),
+        device_name=torch.cuda.get_device_name() if device == "cuda" else None,
         notes=tuple(notes),
     )
 
@@ -155,10 +190,13 @@ def computing_as(choices: Choices) -> Iterator[None]:
     """Hold threads and determinism to the recorded choices inside the block, and put them back after it."""
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    settings: Any = torch.utils.deterministic
+    fills = settings.fill_uninitialized_memory
     if choices.device == "cuda" and choices.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", CUBLAS_WORKSPACE)
     torch.set_num_threads(choices.threads)
     torch.use_deterministic_algorithms(choices.deterministic)
+    settings.fill_uninitialized_memory = False  # fills for a search after faults, and costs
     try:
         with warnings.catch_warnings():
             for message in COMPILER_WARNINGS:
@@ -167,6 +205,7 @@ def computing_as(choices: Choices) -> Iterator[None]:
     finally:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        settings.fill_uninitialized_memory = fills
 
 
 def autocast(choices: Choices) -> torch.autocast:

@@ -7,8 +7,8 @@ from inheritune.units import format_bytes, format_count
 PROCESS_BYTES = 600_000_000
 """Python, torch and transformers, loaded."""
 
-TRAINING_BYTES_PER_PARAMETER = 16
-"""float32 weight, gradient and two moments."""
+WEIGHT_AND_GRADIENT_BYTES = 8
+"""Per parameter, both float32."""
 
 ACTIVATION_FLOATS = 34
 """Values kept per token, layer and unit of width for the backward pass. Source: arXiv:2205.05198, eq. 1, bytes of
@@ -46,6 +46,8 @@ def estimate_stage(
     micro_batch_tokens: int,
     keep_checkpoints: int,
     logits_at_once: int,
+    moment_bytes: float = 8.0,
+    activation_checkpointing: bool = False,
     teacher_parameters: int = 0,
     keeps_average: bool = False,
 ) -> Estimate:
@@ -60,19 +62,22 @@ def estimate_stage(
         micro_batch_tokens: tokens per forward and backward pass.
         keep_checkpoints: how many are kept.
         logits_at_once: elements of the largest logits tensor.
+        moment_bytes: of the optimiser, per parameter.
+        activation_checkpointing: whether one layer's activations are kept, and of the others their inputs alone.
         teacher_parameters: of the model that is distilled from, kept in float32.
         keeps_average: whether a weight average is kept, in memory, in checkpoints and as a model.
     """
     average_bytes = 4 * parameters if keeps_average else 0
-    checkpoint_bytes = 12 * parameters + average_bytes
-    activations = 4 * ACTIVATION_FLOATS * micro_batch_tokens * depth * hidden_size
+    checkpoint_bytes = int((4 + moment_bytes) * parameters) + average_bytes
+    kept_floats = ACTIVATION_FLOATS + depth if activation_checkpointing else ACTIVATION_FLOATS * depth
+    activations = 4 * kept_floats * micro_batch_tokens * hidden_size
     return Estimate(
         parameters=parameters,
         steps=steps,
         batch_tokens=batch_tokens,
         disk_bytes=(keep_checkpoints + 2) * checkpoint_bytes + 4 * parameters + average_bytes,
         memory_bytes=PROCESS_BYTES
-        + TRAINING_BYTES_PER_PARAMETER * parameters
+        + int((WEIGHT_AND_GRADIENT_BYTES + moment_bytes) * parameters)
         + activations
         + 3 * 4 * logits_at_once
         + 4 * teacher_parameters

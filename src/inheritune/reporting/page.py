@@ -44,7 +44,18 @@ def report(run_dirs: Path | Sequence[Path], out: Path | None = None) -> Path:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    for word in ("count", "exact", "nats", "difference", "share", "perplexity", "duration", "seeds", "interval"):
+    for word in (
+        "count",
+        "exact",
+        "nats",
+        "difference",
+        "share",
+        "scaled",
+        "perplexity",
+        "duration",
+        "seeds",
+        "interval",
+    ):
         environment.filters[word] = getattr(wording, word)
     environment.filters["dash"] = lambda text: "-" if text == wording.UNKNOWN else text
     shared = {"sign": Markup(SIGN), "unknown": wording.UNKNOWN}

@@ -201,22 +201,28 @@ def losses(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def speeds(record: RunRecord) -> list[dict[str, Any]]:
-    """Per stage: tokens, wall time and median tokens per second, from the metrics."""
+    """Per stage: tokens, wall time, and of its steps the median speed, peak memory and energy, from the metrics."""
     rows = []
     for stage in record.stages():
         lines = [line for line in record.metrics if line.get("stage") == stage]
-        rates = [
-            line["tokens_per_s"] for line in lines if line.get("kind") == "train" and known(line.get("tokens_per_s"))
-        ]
+        steps = [line for line in lines if line.get("kind") == "train"]
+        energy = [line["energy_j"] for line in steps if known(line.get("energy_j"))]
         rows.append(
             {
                 "stage": stage,
                 "tokens": _largest(lines, "tokens"),
                 "elapsed_s": _largest(lines, "elapsed_s"),
-                "tokens_per_s": statistics.median(rates) if rates else None,
+                **{key: _median(steps, key) for key in ("tokens_per_s", "flops_per_s", "utilisation")},
+                "memory_bytes": _largest(steps, "memory_bytes"),
+                "energy_j": sum(energy) if energy and len(energy) == len(steps) else None,
             }
         )
     return rows
+
+
+def _median(lines: Sequence[Mapping[str, Any]], key: str) -> float | None:
+    values = [line[key] for line in lines if known(line.get(key))]
+    return statistics.median(values) if values else None
 
 
 def _largest(lines: Sequence[Mapping[str, Any]], key: str) -> Any:

@@ -50,6 +50,11 @@ def share(value: Any) -> str:
     return f"{100 * value:.0f} %" if known(value) else UNKNOWN
 
 
+def scaled(value: Any, unit: float) -> str:
+    """A quantity in a larger unit, three digits: 1.23, 45.6, 789."""
+    return _three_digits(value / unit) if known(value) else UNKNOWN
+
+
 def perplexity(loss_nats: Any) -> str:
     """Perplexity per token, exp(loss)."""
     return f"{math.exp(loss_nats):,.2f}" if known(loss_nats) and loss_nats < 50 else UNKNOWN

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from inheritune import runs
 from inheritune.data.batches import Position
 from inheritune.errors import TrainingError
+from inheritune.training.moments import MOMENT_BYTES, MomentFormat
 
 MODEL, OPTIMISER, AVERAGE = "model.safetensors", "optimizer.safetensors", "average.safetensors"
-MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,11 @@ def _model_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {**dict(model.named_parameters()), **buffers}
 
 
-def checkpoint_bytes(model: nn.Module, *, with_average: bool) -> int:
+def checkpoint_bytes(model: nn.Module, *, with_average: bool, moments: MomentFormat = "float32") -> int:
     """What one checkpoint of this model takes on disk: weights, two moments each and, if kept, their average."""
     weights = sum(tensor.nbytes for tensor in _model_tensors(model).values())
-    trained = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
-    return weights + trained * (3 if with_average else 2)
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return weights + int(trained * (MOMENT_BYTES[moments] + (4 if with_average else 0)))
 
 
 def save_checkpoint(
@@ -95,10 +95,10 @@ def save_checkpoint(
     if verifies(target):  # resumed here, and asked to stop before a step was made
         return target
     moments = {
-        f"{moment}/{name}": optimiser.state[parameter][moment].detach().cpu().contiguous()
+        f"{moment}/{name}": tensor.detach().cpu().contiguous()
         for name, parameter in model.named_parameters()
-        for moment in MOMENTS
         if parameter in optimiser.state
+        for moment, tensor in optimiser.state[parameter].items()
     }
     moments["rng/torch"] = torch.get_rng_state()
     if next(model.parameters()).is_cuda:
@@ -232,12 +232,12 @@ def read_state(checkpoint: Path) -> State:
 def load_moments(checkpoint: Path, model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Give every parameter that the checkpoint knows by name and shape its moments; gives all that the file holds."""
     moments = read_tensors(checkpoint / OPTIMISER)
+    kinds = sorted({key.partition("/")[0] for key in moments} - {"rng"})
     for name, parameter in model.named_parameters():
         known = moments.get(f"exp_avg/{name}")
         if parameter.requires_grad and known is not None and known.shape == parameter.shape:
-            optimiser.state[parameter] = {
-                moment: moments[f"{moment}/{name}"].to(parameter.device) for moment in MOMENTS
-            }
+            found = {kind: moments[key] for kind in kinds if (key := f"{kind}/{name}") in moments}
+            optimiser.state[parameter] = {kind: tensor.to(parameter.device) for kind, tensor in found.items()}
     return moments
 
 

@@ -17,12 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from inheritune.errors import RecipeError
+from inheritune.machine.attention import attend_by_blocks
 from inheritune.machine.head import split_head
 from inheritune.machine.probe import Choices, autocast
 from inheritune.surgery.anatomy import layer_modules
 
-LOGITS_AT_ONCE = 2**24
-"""Elements of the largest logits tensor, a teacher's included: 64 MiB in float32."""
+LOGITS_AT_ONCE = {"cpu": 2**24, "cuda": 2**26}
+"""Elements of the largest logits tensor, a teacher's included: 64 MiB or 256 MiB in float32. Each chunk adds once to
+the gradient of the output matrix; on a GPU that is dear beside a small chunk's products."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class LossFunctions:
     summed_loss: Callable[[Tensor, Tensor], Tensor]
     """Hidden states (1, N, D), or logits, and targets (1, N) to the summed loss in nats, float32."""
     positions_at_once: int
-    """Positions N of one chunk."""
+    """Positions N of one chunk at most."""
     distillation: Distillation | None = None
     """Takes the place of ``summed_loss`` where the reference teaches."""
 
@@ -107,19 +109,81 @@ def prepare_loss(
     def summed_loss(hidden_1ND: Tensor, targets_1N: Tensor) -> Tensor:
         return F.cross_entropy(head(hidden_1ND).float().flatten(0, 1), targets_1N.flatten(), reduction="sum")
 
+    def joined_loss(hidden_1ND: Tensor, targets_1N: Tensor) -> Tensor:
+        return sum_cross_entropy(head(hidden_1ND).flatten(0, 1), targets_1N.flatten())
+
+    if choices.attention == "blocks" and not attend_by_blocks(model):
+        choices = replace(choices, attention="model")
     if choices.compile:
-        layers = [*layer_modules(model), *(layer_modules(taught) if taught is not None else [])]
+        stays = taught is not None and choices.teacher != "offloaded"
+        layers = [*layer_modules(model), *(layer_modules(taught) if taught is not None and stays else [])]
         compiler: Any = torch._dynamo.config
         compiler.recompile_limit = max(compiler.recompile_limit, 4 * len(layers))
         for layer in layers:  # one compiled block serves every layer of its kind, at every depth
             layer.compile(dynamic=False)
-        summed_loss = torch.compile(summed_loss, dynamic=False)
+        summed_loss = torch.compile(joined_loss, dynamic=False)
         if distillation:
             distillation = replace(distillation, summed_losses=torch.compile(distillation.summed_losses, dynamic=False))
     logits_tensors = 2 if distillation else 1
-    positions = max(1, LOGITS_AT_ONCE // (logits_tensors * vocabulary_size))
+    positions = max(1, LOGITS_AT_ONCE[choices.device] // (logits_tensors * vocabulary_size))
     functions = LossFunctions(body, summed_loss, positions, distillation)
     return functions, choices if is_split else replace(choices, loss_path="model")
+
+
+def checkpoint_activations(model: Any) -> None:
+    """Let every layer keep its input alone, and compute the rest again in the backward pass.
+
+    Raises:
+        RecipeError: the model's layers cannot.
+    """
+    try:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    except ValueError as error:
+        raise RecipeError(
+            f"train.activation_checkpointing: a {model.config.model_type} has no layers that can be computed again. "
+            "Set it to false, and lower train.micro_batch instead."
+        ) from error
+
+
+class SummedCrossEntropy(torch.autograd.Function):
+    """Cross-entropy of logits (N, V) and targets (N), summed over N in float32, for the compiler.
+
+    For the backward it keeps the logits in their own dtype and one number per position. The gradient is written in one
+    pass: comparing each column with the target is cheaper than the scattered write of ``F.cross_entropy``.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits_NV: Tensor, targets_N: Tensor) -> Tensor:
+        """The sum in nats."""
+        wide_NV = logits_NV.float()
+        log_total_N1 = wide_NV.logsumexp(dim=-1, keepdim=True)
+        ctx.save_for_backward(logits_NV, targets_N, log_total_N1)
+        return (log_total_N1 - wide_NV.gather(-1, targets_N[:, None])).sum()
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:
+        """(softmax - one at the target) x the gradient from above."""
+        logits_NV, targets_N, log_total_N1 = ctx.saved_tensors
+        columns_V = torch.arange(logits_NV.shape[-1], dtype=torch.int32, device=logits_NV.device)
+        is_target_NV = columns_V == targets_N[:, None].to(torch.int32)
+        softmax_NV = (logits_NV.float() - log_total_N1).exp()
+        return (torch.where(is_target_NV, softmax_NV - 1, softmax_NV) * upstream[0]).to(logits_NV.dtype), None
+
+
+def sum_cross_entropy(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
+    """``SummedCrossEntropy`` of some logits and targets."""
+    nats: Tensor = SummedCrossEntropy.apply(logits_NV, targets_N)  # type: ignore[no-untyped-call]
+    return nats
+
+
+def even_chunk(total: int, most: int) -> int:
+    """The largest size of chunks up to ``most`` that divides ``total``, so that one compiled loss serves them all.
+
+    Where only sizes below half of ``most`` divide it: the size of the fewest chunks, of which the last is smaller.
+    """
+    fewest = -(-total // most)
+    count = next((count for count in range(fewest, 2 * fewest) if total % count == 0), fewest)
+    return -(-total // count)
 
 
 def _body_and_head(
@@ -190,9 +254,8 @@ def accumulate_gradient(functions: LossFunctions, rows: Tensor, choices: Choices
             with torch.no_grad(), autocast(choices):
                 given.append(distillation.body(ids_MT).flatten(0, 1).unsqueeze(0))
         gradients = []
-        for chunk_1CD, targets_1C, *taught in zip(
-            *(each.split(functions.positions_at_once, dim=1) for each in given), strict=True
-        ):
+        size = even_chunk(targets_MT.numel(), functions.positions_at_once)
+        for chunk_1CD, targets_1C, *taught in zip(*(each.split(size, dim=1) for each in given), strict=True):
             leaf_1CD = chunk_1CD.detach().requires_grad_(hidden_MTD.requires_grad)
             with autocast(choices):
                 if distillation:

@@ -24,9 +24,12 @@ from inheritune.errors import EvaluationError, TrainingError
 from inheritune.evaluation.statistics import token_mean
 from inheritune.evaluation.token_loss import score_documents
 from inheritune.machine.memory import forget_peak, is_out_of_memory, peak_memory_bytes
+from inheritune.machine.offload import narrow_matrices, offload
 from inheritune.machine.probe import Choices, best_device, choose, computing_as
 from inheritune.machine.stop import StopRequest
 from inheritune.recipe import TrainRecipe
+from inheritune.surgery.anatomy import layer_modules
+from inheritune.training import tensorboard
 from inheritune.training.average import WeightAverage
 from inheritune.training.checkpoint import (
     AVERAGE,
@@ -42,8 +45,16 @@ from inheritune.training.checkpoint import (
     save_checkpoint,
     verifies,
 )
-from inheritune.training.gradient import Losses, LossFunctions, accumulate_gradient, prepare_loss
+from inheritune.training.gradient import (
+    Losses,
+    LossFunctions,
+    accumulate_gradient,
+    checkpoint_activations,
+    prepare_loss,
+)
 from inheritune.training.health import MOST_SETBACKS, culprit, trouble, with_latest
+from inheritune.training.metering import Meter
+from inheritune.training.moments import MOMENT_BYTES, MomentFormat
 from inheritune.training.optimiser import (
     beta2_of_half_life,
     build_optimiser,
@@ -53,6 +64,9 @@ from inheritune.training.optimiser import (
 )
 from inheritune.training.plan import LoopPlan, LoopResult
 from inheritune.training.sinks import MetricsLog, Progress, status_line
+
+ROOM_FOR_A_STEP = 4 * 2**30
+"""Device memory left for activations where the reference teaches beside the child; more is found by micro-batches."""
 
 PACE_STEPS = 25
 """Steps whose median time gives the speed and the time left that a user sees."""
@@ -102,9 +116,14 @@ def run_loop(
     set_dropout(model, recipe.dropout)
     if frozen := freeze(model, recipe.freeze):
         record_event("frozen", f"{len(frozen)} tensors are not trained, {frozen[0]} the first of them")
+    if choices.activation_checkpointing:
+        checkpoint_activations(model)
     if teacher is not None:
-        teacher.to(device).eval().requires_grad_(False)
+        choices = _place_teacher(teacher, model, choices)
     with computing_as(choices), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        meter = Meter(model, choices, plan.sequence_length)
+        if not meter.flops.is_counted:
+            record_event("note", "the model's FLOPs could not be counted: 6 per parameter of a matrix are assumed")
         torch.manual_seed(plan.seed)
         vocabulary_size = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
         functions, choices = prepare_loss(
@@ -118,12 +137,21 @@ def run_loop(
         runs.write_json(stage_folder / "probe.json", choices.to_json())
         half_life = recipe.beta2_half_life
         beta2 = recipe.beta2 if half_life is None else beta2_of_half_life(half_life, plan.batch_tokens)
-        optimiser = build_optimiser(model, weight_decay=recipe.weight_decay, beta2=beta2, lr_scale=plan.lr_scale)
+        optimiser = build_optimiser(
+            model,
+            weight_decay=recipe.weight_decay,
+            beta2=beta2,
+            lr_scale=plan.lr_scale,
+            moments=recipe.moments,
+            compiled=choices.compile,
+        )
         average = WeightAverage(model, recipe.average_half_life) if recipe.average_half_life else None
         state = State(step=0, tokens=0, position=Position(0, 0), elapsed_s=0.0)
         checkpoint = find_checkpoint(checkpoints, lambda message: record_event("damaged", message))
         runs.require_space(
-            checkpoints, (1 if checkpoint else 2) * checkpoint_bytes(model, with_average=bool(average)), "checkpoints"
+            checkpoints,
+            (1 if checkpoint else 2) * checkpoint_bytes(model, with_average=bool(average), moments=recipe.moments),
+            "checkpoints",
         )
         if checkpoint:
             state = _load(checkpoint, model, optimiser, average)
@@ -150,7 +178,16 @@ def run_loop(
             looked_again = state.step in {*looks, plan.num_steps}
             return MetricsLog(metrics_path, plan.stage, resumed_step=state.step, looked_again=looked_again)
 
-        metrics = open_log()
+        def open_board() -> tensorboard.TensorBoard | None:
+            folder = stage_folder / tensorboard.FOLDER
+            return tensorboard.TensorBoard(folder, state.step, record_event) if recipe.tensorboard else None
+
+        metrics, board = open_log(), open_board()
+
+        def log(kind: str, values: dict[str, Any]) -> None:
+            metrics.write(kind, values)
+            if board:
+                board.write(kind, values)
 
         def save() -> None:
             metrics.sync()
@@ -163,6 +200,11 @@ def run_loop(
                 held={plan.schedule.open_step, state.anchor},
                 average=average.tensors() if average else None,
             )
+
+        def can_be_leaner() -> bool:
+            may_recompute = recipe.activation_checkpointing == "auto" and not choices.activation_checkpointing
+            can = getattr(model, "supports_gradient_checkpointing", False)
+            return choices.micro_batch > 1 or (may_recompute and can)
 
         def stop_here() -> None:
             if stop.requested:
@@ -187,7 +229,7 @@ def run_loop(
                     average_nats = score(f"average-{state.tokens}.npy", None)
             line = {"step": state.step, "tokens": state.tokens, "elapsed_s": time.monotonic() - started}
             known = {"average_loss_nats": average_nats} if average else {}
-            metrics.write("validation", {**line, "loss_nats": loss_nats, **known})
+            log("validation", {**line, "loss_nats": loss_nats, **known})
             return loss_nats, average_nats
 
         try:
@@ -200,16 +242,26 @@ def run_loop(
                     watch_nats, _ = validate()
                 if state.step == plan.schedule.open_step:
                     save()
+                meter.skip()
                 step_began = time.monotonic()
                 rate = plan.schedule.rate(state.step)
                 set_learning_rate(optimiser, rate)
                 row_array, position = sampler.rows(state.position, plan.batch_sequences)
                 rows = torch.from_numpy(row_array).to(device)
-                while (losses := _try_gradient(optimiser, functions, rows, choices, plan)) is None:
-                    choices = choices.with_micro_batch(choices.micro_batch // 2)
+                while (losses := _try_gradient(optimiser, functions, rows, choices)) is None:
+                    if not can_be_leaner():
+                        raise TrainingError(
+                            f"{plan.label}: not enough memory for one sequence of {plan.sequence_length} tokens. "
+                            "Lower data.sequence_length, or use a machine with more memory."
+                        )
+                    was, choices = choices, choices.leaner()
                     save()  # what was done with the larger one is not done again with the smaller
                     runs.write_json(stage_folder / "probe.json", choices.to_json())
-                    record_event("out of memory", f"micro-batch halved to {choices.micro_batch} sequences")
+                    if choices.activation_checkpointing and not was.activation_checkpointing:
+                        checkpoint_activations(model)
+                        record_event("out of memory", "from here on activations are computed again, not kept")
+                    else:
+                        record_event("out of memory", f"micro-batch halved to {choices.micro_batch} sequences")
                 norm = nn.utils.get_total_norm([each.grad for each in trained if each.grad is not None])
                 grad_norm = float(norm)
                 why = trouble(losses.token_nats, grad_norm, state.recent_nats)
@@ -231,12 +283,14 @@ def run_loop(
                             num_steps=plan.num_steps,
                         )
                         metrics.close()
-                        metrics = open_log()
+                        if board:
+                            board.close()
+                        metrics, board = open_log(), open_board()
                         continue
                     record_event("bad step", f"{event}; its update is left out")
                 else:
                     nn.utils.clip_grads_with_norm_(trained, recipe.grad_clip, norm)
-                    _take_step(optimiser, plan)
+                    _take_step(optimiser, plan, recipe.moments)
                     if average:
                         average.update(model, plan.batch_tokens)
                 now = time.monotonic()
@@ -253,8 +307,8 @@ def run_loop(
                 if last_step_s is not None:  # the first step of a process compiles, and says nothing of the pace
                     pace.append(now - step_began)
                 last_step_s = now
-                tokens_per_s = plan.batch_tokens / (now - step_began)
-                metrics.write(
+                measures = meter.read(plan.batch_tokens, now - step_began)
+                log(
                     "train",
                     {
                         "step": state.step,
@@ -263,7 +317,9 @@ def run_loop(
                         "loss_nats": losses.token_nats if math.isfinite(losses.token_nats) else None,
                         "lr": rate,
                         "grad_norm": grad_norm if math.isfinite(grad_norm) else None,
-                        "tokens_per_s": tokens_per_s,
+                        "pass": position.pass_index,
+                        "row": position.row,
+                        **measures,
                         **({"distill_nats": losses.distill_nats} if teacher is not None else {}),
                         **({"skipped": True} if why else {}),
                     },
@@ -277,6 +333,7 @@ def run_loop(
                         validation_nats=watch_nats,
                         target_nats=plan.target_nats,
                         tokens_per_s=plan.batch_tokens / median(pace) if pace else None,
+                        utilisation=meter.utilisation(plan.batch_tokens / median(pace)) if pace else None,
                     )
                 )
                 if now - last_saved_s >= 60 * recipe.save_every_minutes:
@@ -287,6 +344,8 @@ def run_loop(
             last_nats, average_nats = validate()
         finally:
             metrics.close()
+            if board:
+                board.close()
     open_tokens = (plan.schedule.open_step or 0) * plan.batch_tokens
     result = LoopResult(
         steps=state.step,
@@ -317,13 +376,12 @@ def _load(checkpoint: Path, model: nn.Module, optimiser: torch.optim.Optimizer, 
 
 
 def _try_gradient(
-    optimiser: torch.optim.Optimizer, functions: LossFunctions, rows: Tensor, choices: Choices, plan: LoopPlan
+    optimiser: torch.optim.Optimizer,
+    functions: LossFunctions,
+    rows: Tensor,
+    choices: Choices,
 ) -> Losses | None:
-    """Losses and fresh gradients of one step; None where memory ran out and a smaller micro-batch may do.
-
-    Raises:
-        TrainingError: not even one sequence fits.
-    """
+    """Losses and fresh gradients of one step; None where memory ran out."""
     random = [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if rows.is_cuda else [])]
     try:
         optimiser.zero_grad(set_to_none=True)
@@ -334,15 +392,10 @@ def _try_gradient(
         torch.set_rng_state(random[0])  # the failed attempt has drawn its dropout
         if rows.is_cuda:
             torch.cuda.set_rng_state(random[1])
-        if choices.micro_batch == 1:
-            raise TrainingError(
-                f"{plan.label}: not enough memory for one sequence of {plan.sequence_length} tokens. "
-                "Lower data.sequence_length, or use a machine with more memory."
-            ) from error
         return None
 
 
-def _take_step(optimiser: torch.optim.Optimizer, plan: LoopPlan) -> None:
+def _take_step(optimiser: torch.optim.Optimizer, plan: LoopPlan, moments: MomentFormat) -> None:
     """Update the weights.
 
     Raises:
@@ -353,9 +406,10 @@ def _take_step(optimiser: torch.optim.Optimizer, plan: LoopPlan) -> None:
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
+        wish = "" if moments == "8bit" else " A new run with train.moments: 8bit needs a quarter of that."
         raise TrainingError(
-            f"{plan.label}: not enough memory for the optimiser's moments (8 bytes per parameter). "
-            "Free memory, or use a machine with more; the last checkpoint holds."
+            f"{plan.label}: not enough memory for the optimiser's moments ({MOMENT_BYTES[moments]:.2g} bytes per "
+            f"parameter).{wish} Free memory, or use a machine with more; the last checkpoint holds."
         ) from error
 
 
@@ -397,6 +451,23 @@ def save_sums(path: Path, sums: npt.NDArray[np.float64]) -> None:
     runs.write_bytes(path, content.getvalue())
 
 
+def _place_teacher(teacher: nn.Module, model: nn.Module, choices: Choices) -> Choices:
+    """Put the reference where it teaches from: on the device, if it fits there beside the child."""
+    device = torch.device(choices.device)
+    teacher.eval().requires_grad_(False)
+    if choices.precision == "bfloat16":
+        narrow_matrices(teacher)
+    if choices.teacher is None:
+        needed = sum(each.nbytes for each in teacher.parameters()) + 4 * sum(each.nbytes for each in model.parameters())
+        fits = device.type != "cuda" or needed + ROOM_FOR_A_STEP <= torch.cuda.mem_get_info(device)[0]
+        choices = replace(choices, teacher="device" if fits else "offloaded")
+    if choices.teacher == "offloaded":
+        offload(teacher, list(layer_modules(teacher)), device)
+    else:
+        teacher.to(device)
+    return choices
+
+
 def _choices(
     model: nn.Module, plan: LoopPlan, recipe: TrainRecipe, probe: Path, record_event: Callable[[str, str], None]
 ) -> Choices:
@@ -419,6 +490,7 @@ def _choices(
         compile=recipe.compile,
         micro_batch=recipe.micro_batch,
         deterministic=recipe.deterministic,
+        activation_checkpointing=recipe.activation_checkpointing is True,
     )
     for note in choices.notes:
         record_event("note", note)

@@ -8,15 +8,22 @@ import torch
 from torch import nn
 
 from inheritune.errors import RecipeError
+from inheritune.training.moments import MomentFormat, SmallAdamW
 
 NEVER_DROPPED = ("layer", "path")
 """Words in the name of a probability that drops whole layers (layerdrop, drop_path), which is another thing."""
 
 
 def build_optimiser(
-    model: nn.Module, *, weight_decay: float, beta2: float, lr_scale: Callable[[str], float] = lambda name: 1.0
-) -> torch.optim.AdamW:
-    """Fused AdamW; tensors of two or more dimensions decay, norms, biases and scales do not.
+    model: nn.Module,
+    *,
+    weight_decay: float,
+    beta2: float,
+    lr_scale: Callable[[str], float] = lambda name: 1.0,
+    moments: MomentFormat = "float32",
+    compiled: bool = False,
+) -> torch.optim.Optimizer:
+    """AdamW, torch's fused one or one with small moments; matrices decay, norms, biases and scales do not.
 
     A tied embedding is one parameter and is updated once; a frozen one is left out. The learning rate is set at every
     step, by ``set_learning_rate``.
@@ -26,6 +33,11 @@ def build_optimiser(
         weight_decay: of matrices.
         beta2: decay of the second moment, per step.
         lr_scale: parameter name to the factor on its learning rate.
+        moments: how both moments are kept.
+        compiled: whether the step of small moments is compiled; torch's is one kernel anyway.
+
+    Raises:
+        RecipeError: small moments and a ``beta2`` that they cannot follow.
 
     Returns:
         The optimiser. Its groups are those that decay, then those that do not, each by rising ``lr_scale``; a group
@@ -39,7 +51,9 @@ def build_optimiser(
         {"params": members[key], "weight_decay": 0.0 if key[0] else weight_decay, "lr_scale": key[1]}
         for key in sorted(members)
     ]
-    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, beta2), fused=True)
+    if moments == "float32":
+        return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, beta2), fused=True)
+    return SmallAdamW(groups, betas=(0.9, beta2), moments=moments, compiled=compiled)
 
 
 def set_learning_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from inheritune import runs
 from inheritune.data.batches import Position
 from inheritune.errors import RecipeError
-from inheritune.recipe import KEEPING_KEYS
+from inheritune.recipe import KEEPING_KEYS, TrainRecipe
 from inheritune.training.schedule import Schedule
 
 FILE = "settings.json"
@@ -72,7 +72,8 @@ class Settings:
             value = runs.read_json(path)
             schedule = Schedule(**value["schedule"])
             passes = tuple((int(begin), int(end)) for begin, end in value["passes"])
-            return cls(**{**value, "schedule": schedule, "passes": passes})
+            recipe = {**TrainRecipe().model_dump(mode="json"), **value["recipe"]}  # keys that came after it was begun
+            return cls(**{**value, "recipe": recipe, "schedule": schedule, "passes": passes})
         except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
             raise RecipeError(
                 f"{path} is damaged or of another version ({error}), so it is not known what {stage_folder} was made "

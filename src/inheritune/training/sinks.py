@@ -130,6 +130,7 @@ def status_line(
     validation_nats: float | None,
     target_nats: float | None,
     tokens_per_s: float | None,
+    utilisation: float | None = None,
 ) -> str:
     """One line of a stage's progress, every number with its unit."""
     parts = [label, f"{format_count(tokens)}/{format_count(total_tokens)} tokens", f"loss {loss_nats:.3f} nats"]
@@ -140,6 +141,7 @@ def status_line(
     if validation_nats is not None and target_nats is not None:
         parts.append(f"gap {validation_nats - target_nats:+.3f}")
     if tokens_per_s:
-        parts.append(f"{format_count(round(tokens_per_s))} tok/s")
+        share = f" ({utilisation:.0%} of peak)" if utilisation is not None else ""
+        parts.append(f"{format_count(round(tokens_per_s))} tok/s{share}")
         parts.append(f"{format_duration((total_tokens - tokens) / tokens_per_s)} left")
     return " | ".join(parts)

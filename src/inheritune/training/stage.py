@@ -23,6 +23,7 @@ from inheritune.surgery.certificate import FILE as CERTIFICATE
 from inheritune.surgery.folder import load_model, quiet, resolve
 from inheritune.surgery.positions import check_positions
 from inheritune.surgery.transplant import copy_companions
+from inheritune.training import tensorboard
 from inheritune.training.checkpoint import find_checkpoint
 from inheritune.training.going_on import TrainResult, change_micro_batch, go_on, passes_before, read_result
 from inheritune.training.loop import run_loop
@@ -35,7 +36,7 @@ from inheritune.training.sinks import Progress, Silent
 
 STAGE_ENTRIES = {
     *(SETTINGS, "probe.json", "result.json", "metrics.jsonl", "model", "average", "checkpoints", "validation"),
-    *("start", "tokenizer"),
+    *("start", "tokenizer", tensorboard.FOLDER),
 }
 """All that a stage's folder may hold."""
 

@@ -1,0 +1,180 @@
+"""Tables and figure of ``docs/performance.md``, from a result file alone."""
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+FIGURES = ("tokens_per_s", "flops_per_s", "share_of_own_time", "utilisation", "peak_memory_bytes")
+COLOURS = ("#0b5394", "#38761d", "#b45f06", "#741b47")
+
+
+def medians(shape: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Contender to the medians over rounds; ``ratio`` is ours over it, round by round, then the median."""
+    rounds = [each["contenders"] for each in shape["rounds"]]
+    found = {}
+    for name in rounds[0]:
+        if any("failed" in each[name] for each in rounds):
+            continue
+        found[name] = {figure: statistics.median(each[name][figure] for each in rounds) for figure in FIGURES}
+        found[name]["compile_s"] = rounds[0][name]["compile_s"]
+        found[name]["warm_s"] = statistics.median(each[name]["compile_s"] for each in rounds[1:] or rounds)
+        found[name]["ratio"] = statistics.median(
+            each["ours"]["tokens_per_s"] / each[name]["tokens_per_s"] for each in rounds
+        )
+    return found
+
+
+def side_by_side(name: str, shape: dict[str, Any]) -> str:
+    """One shape's table."""
+    lines = [
+        f"### `{name}`",
+        "",
+        "| | tokens/s | ours / it | GFLOP/s | own matrix time / step | of the peak | peak memory, GB "
+        "| first step more, s | same, code cached, s |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for contender, each in medians(shape).items():
+        lines.append(
+            f"| {contender} | {each['tokens_per_s']:,.0f} | {each['ratio']:.2f} | {each['flops_per_s'] / 1e9:,.0f} "
+            f"| {each['share_of_own_time']:.0%} | {each['utilisation']:.0%} | {each['peak_memory_bytes'] / 1e9:.2f} "
+            f"| {each['compile_s']:.1f} | {each['warm_s']:.1f} |"
+        )
+    for contender, each in shape["rounds"][0]["contenders"].items():
+        if "failed" in each:
+            lines.append(f"| {contender} | failed: {each['failed']} | | | | | | | |")
+    for contender, package in shape["not_installed"].items():
+        lines.append(f"| {contender} | {package} was not installed | | | | | | | |")
+    speeds = [each["contenders"]["ours"].get("tokens_per_s", 0.0) for each in shape["rounds"]]
+    commit = shape["commit"][:7]
+    lines += [
+        "",
+        f"{len(speeds)} rounds at commit {commit}; ours from {min(speeds):,.0f} to {max(speeds):,.0f} tokens/s.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def own_time(shape: dict[str, Any]) -> str:
+    """What the step's matrix products take alone, by kind."""
+    matrices = [each["matrices"] for each in shape["rounds"]]
+    lines = ["| products | bfloat16, ms | float32, ms |", "|---|---|---|"]
+    for kind in matrices[0]["bfloat16"]["seconds"]:
+        both = [
+            statistics.median(each[dtype]["seconds"][kind] for each in matrices) for dtype in ("bfloat16", "float32")
+        ]
+        lines.append(f"| {kind} | {1e3 * both[0]:.0f} | {1e3 * both[1]:.0f} |")
+    peaks = [statistics.median(each[dtype]["peak_gflops"] for each in matrices) for dtype in ("bfloat16", "float32")]
+    return "\n".join([*lines, f"| best square product, GFLOP/s | {peaks[0]:.0f} | {peaks[1]:.0f} |", ""])
+
+
+def where(profiles: list[dict[str, Any]]) -> str:
+    """What a step's time goes to, without the fast paths and with them."""
+    plain, fast = profiles
+    kinds = sorted(
+        {*plain["milliseconds"], *fast["milliseconds"]}, key=lambda kind: -plain["milliseconds"].get(kind, 0)
+    )
+    lines = ["| kind of work | before, ms of CPU time | after | before, share | after |", "|---|---|---|---|---|"]
+    for kind in kinds:
+        ms, shares = ([each[name].get(kind, 0.0) for each in profiles] for name in ("milliseconds", "share"))
+        lines.append(f"| {kind} | {ms[0]:,.0f} | {ms[1]:,.0f} | {shares[0]:.0%} | {shares[1]:.0%} |")
+    sums = [sum(each["milliseconds"].values()) for each in profiles]
+    return "\n".join([*lines, f"| all | {sums[0]:,.0f} | {sums[1]:,.0f} | | |", ""])
+
+
+def growth(sweep: dict[str, list[dict[str, float]]]) -> str:
+    """One line for each size that was varied."""
+    lines = ["| size | value | tokens/s | GFLOP/s | peak memory, GB |", "|---|---|---|---|---|"]
+    for size, points in sweep.items():
+        for point in points:
+            lines.append(
+                f"| {size} | {point['value']:,} | {point['tokens_per_s']:,.0f} | {point['flops_per_s'] / 1e9:,.0f} "
+                f"| {point['peak_memory_bytes'] / 1e9:.2f} |"
+            )
+    return "\n".join([*lines, ""])
+
+
+def figure(result: dict[str, Any], path: Path) -> None:
+    """Speeds side by side, and how they grow."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "inheritune"
+    from matplotlib import pyplot
+
+    sweep = next(iter(result["sweeps"].values()), {})
+    count = len(result["shapes"]) + len(sweep)
+    columns = min(4, count)
+    rows = -(-count // columns)
+    canvas, axes = pyplot.subplots(rows, columns, figsize=(3.6 * columns, 2.9 * rows), squeeze=False)
+    places = [place for row in axes for place in row]
+    for place, (name, shape) in zip(places, result["shapes"].items(), strict=False):
+        found = medians(shape)
+        names = list(found)[::-1]
+        bars = place.barh(names, [found[each]["tokens_per_s"] for each in names], color=COLOURS[0])
+        for bar, each in zip(bars, names, strict=True):
+            bar.set_color(COLOURS[0] if each.startswith("ours") else "#999999")
+        place.set_title(f"{name}: tokens/s", fontsize=9)
+        place.tick_params(labelsize=7)
+    for place, (size, points) in zip(places[len(result["shapes"]) :], sweep.items(), strict=False):
+        values = [point["value"] for point in points]
+        place.plot(values, [point["tokens_per_s"] for point in points], "o-", color=COLOURS[0], label="tokens/s")
+        place.set_xscale("log", base=2)
+        place.set_xticks(values, [f"{value:,}" for value in values])
+        place.minorticks_off()
+        place.set_ylim(bottom=0)
+        place.set_title(f"{size} (dashed: memory, GB)", fontsize=9)
+        place.tick_params(labelsize=7)
+        memory = place.twinx()
+        memory.plot(values, [point["peak_memory_bytes"] / 1e9 for point in points], "s--", color=COLOURS[2])
+        memory.set_ylim(bottom=0)
+        memory.tick_params(labelsize=7)
+    for place in places[count:]:
+        place.set_visible(False)
+    canvas.tight_layout()
+    canvas.savefig(path, metadata={"Date": None})
+    pyplot.close(canvas)
+
+
+def render(source: Path, docs: Path) -> None:
+    """Put the tables of a result file between the marks of ``performance.md``, and draw ``throughput.svg``.
+
+    Raises:
+        ValueError: the page lacks a pair of marks.
+    """
+    result = json.loads(source.read_text())
+    page = docs / "performance.md"
+    text = page.read_text()
+    command = "python benchmarks/throughput.py"
+    origin = (
+        f"Made by `{command} --render benchmarks/results/{source.name}`: commit {result['commit'][:7]}, "
+        f"{result['date']}, {result['machine']['processor']}, {result['machine']['cores']} cores, "
+        f"torch {result['versions']['torch']}, transformers {result['versions']['transformers']}.\n"
+    )
+    tables = [side_by_side(name, shape) for name, shape in result["shapes"].items()]
+    own = [f"`{name}`:\n\n{own_time(shape)}" for name, shape in result["shapes"].items()]
+    sweeps = [f"`{name}`:\n\n{growth(sweep)}" for name, sweep in result["sweeps"].items()]
+    profiles = [f"`{name}`:\n\n{where(each)}" for name, each in result.get("profiles", {}).items()]
+    rounds = []
+    for name, (first, fresh) in result.get("growth", {}).items():
+        for told, place in ((first, "first process, nothing cached"), (fresh, "a new process, code cached")):
+            rounds += [
+                f"| {name} | {depth} | {place} | {more:.1f} |" for depth, more in told["first_step_more_s"].items()
+            ]
+    if rounds:
+        rounds = ["| shape | depth | where | first step more, s |", "|---|---|---|---|", *rounds, ""]
+    parts = {
+        "side-by-side": [origin, *tables],
+        "own-time": own,
+        "growth": sweeps,
+        "profile": profiles,
+        "compile": rounds,
+    }
+    for mark, content in parts.items():
+        begin, end = f"<!-- {mark}:begin -->", f"<!-- {mark}:end -->"
+        if begin not in text or end not in text:
+            raise ValueError(f"{page} lacks {begin} or {end}")
+        head, _, rest = text.partition(begin)
+        text = head + begin + "\n" + "\n".join(content) + end + rest.partition(end)[2]
+    page.write_text(text)
+    figure(result, docs / "throughput.svg")

@@ -1,0 +1,129 @@
+"""Causal attention by blocks of queries, for compiled training on a processor.
+
+torch's fused attention saves memory at long sequences; on a processor its backward takes several times as long as the
+products it is made of (docs/performance.md). Here a block of queries meets only the keys up to its own last one, so
+almost half of the square is never computed, and the compiler joins scaling, mask, softmax and casts.
+"""
+
+# B batch, H query heads, K key and value heads, G query heads per key head, T positions, Q queries of one block, E keys
+# up to the end of that block, D size of a head, W size of a value head.
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+NAME = "inheritune_causal_blocks"
+"""Under which Hugging Face models find it."""
+
+SMALLEST_BLOCK, MOST_BLOCKS = 64, 4
+"""Queries of a block at least, and blocks at most: more blocks save less and compile longer."""
+
+CLOSE = 1e-4
+"""Logits differ by at most this share of the largest one: rounding in float32, and nothing else."""
+
+
+def block_size(length: int) -> int:
+    """Queries of one block: a power of two from 64 on, so that at most four blocks make a row.
+
+    >>> [block_size(length) for length in (17, 256, 512, 1024, 2048)]
+    [64, 64, 128, 256, 512]
+    """
+    size = SMALLEST_BLOCK
+    while size * MOST_BLOCKS < length:
+        size *= 2
+    return size
+
+
+def causal_attention(query_BHTD: Tensor, key_BKTD: Tensor, value_BKTW: Tensor, scale: float) -> Tensor:
+    """softmax(scale x query key^T) value, over the keys up to each query.
+
+    Products are in the dtype of the arguments, the softmax in float32. H is a multiple of K; query head h reads key
+    head h // (H / K).
+
+    Returns:
+        (B, H, T, W) in the dtype of the values.
+    """
+    heads, length = query_BHTD.shape[1:3]
+    key_heads = key_BKTD.shape[1]
+    grouped_BKGTD = query_BHTD.unflatten(1, (key_heads, heads // key_heads))
+    position_T = torch.arange(length, dtype=torch.int32, device=query_BHTD.device)
+    size = block_size(length)
+    blocks = []
+    for start in range(0, length, size):
+        end = min(start + size, length)
+        query_BKMD = grouped_BKGTD[..., start:end, :].flatten(2, 3)  # M = G x Q: the keys are not repeated
+        scores_BKME = (query_BKMD @ key_BKTD[..., :end, :].transpose(-1, -2)) * scale
+        scores_BKGQE = scores_BKME.unflatten(2, (-1, end - start)).float()
+        is_past_QE = position_T[start:end, None] >= position_T[:end]
+        weights_BKGQE = torch.where(is_past_QE, scores_BKGQE, float("-inf")).softmax(-1).to(value_BKTW.dtype)
+        mixed_BKMW = weights_BKGQE.flatten(2, 3) @ value_BKTW[..., :end, :]
+        blocks.append(mixed_BKMW.unflatten(2, (-1, end - start)).flatten(1, 2))
+    return torch.cat(blocks, dim=2)
+
+
+def attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """What an attention layer of transformers calls; all but plain causal attention with gradients is left to
+    transformers' own, so that scores are computed as ever.
+
+    Args and returns: as ``transformers.integrations.sdpa_attention.sdpa_attention_forward``.
+    """
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    is_plain = attention_mask is None and causal and not dropout and query.shape[2] == key.shape[2]
+    if (
+        not torch.is_grad_enabled()
+        or not is_plain
+        or any(others.get(name) is not None for name in ("position_bias", "cache", "softcap", "s_aux"))
+    ):
+        mixed: Tensor = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout, scaling, is_causal=is_causal, **others
+        )[0]
+        return mixed, None
+    mixed_BHTW = causal_attention(query, key, value, query.shape[-1] ** -0.5 if scaling is None else scaling)
+    return mixed_BHTW.transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(NAME, attention_forward)
+AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+def attend_by_blocks(model: Any) -> bool:
+    """Switch a model from transformers' fused attention to ``causal_attention``, if it then computes what it did.
+
+    Args:
+        model: a Hugging Face causal language model in float32, on any device.
+
+    Returns:
+        Whether it was switched; a model whose attention is not chosen by name, or whose logits would change by
+        more than rounding, is left as it was.
+    """
+    if model.config._attn_implementation != "sdpa" or not model._can_set_attn_implementation():
+        return False
+    rows = model.get_input_embeddings().weight.shape[0]
+    ids_BT = torch.arange(2 * 8, device=model.device).reshape(2, 8) % rows
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.enable_grad():  # as in training
+            before_BTV = model(input_ids=ids_BT, use_cache=False).logits.detach()
+            model.set_attn_implementation(NAME)
+            after_BTV = model(input_ids=ids_BT, use_cache=False).logits.detach()
+    finally:
+        model.train(was_training)
+    is_same = bool((after_BTV - before_BTV).abs().max() <= CLOSE * before_BTV.abs().max())
+    if not is_same:
+        model.set_attn_implementation("sdpa")
+    return is_same
