@@ -19,6 +19,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -88,8 +89,8 @@ def figures(told: dict[str, Any], shape: Shape, own: dict[str, Any]) -> dict[str
     }
 
 
-def compare(name: str, given: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """All contenders on one shape, in turn, round after round."""
+def compare(name: str, given: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
+    """All contenders on one shape, in turn; after each round what is known so far."""
     from speed.contenders import CONTENDERS, missing
 
     shape, rounds = SHAPES[name], []
@@ -105,13 +106,13 @@ def compare(name: str, given: argparse.Namespace, folder: Path) -> dict[str, Any
                 speed = measured[each].get("failed") or f"{measured[each]['tokens_per_s']:,.0f} tokens/s"
                 print(f"{name} | round {number + 1} | {each} | {speed}", flush=True)
         rounds.append({"matrices": own, "contenders": measured})
-    return {
-        "shape": asdict(shape),
-        "step_flops": shape.step_flops(),
-        "steps": given.steps,
-        "not_installed": absent,
-        "rounds": rounds,
-    }
+        yield {
+            "shape": asdict(shape),
+            "step_flops": shape.step_flops(),
+            "steps": given.steps,
+            "not_installed": absent,
+            "rounds": rounds,
+        }
 
 
 def sweep(name: str, given: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -173,8 +174,9 @@ def main() -> None:
         if failed := run("prepare", SHAPES["tiny"], 1, folder, folder / "cache").get("failed"):
             raise SystemExit(failed)
         for each in given.shape:
-            result["shapes"][each] = {"commit": commit, **compare(each, given, folder)}
-            path.write_text(json.dumps(result, indent=1) + "\n")
+            for so_far in compare(each, given, folder):
+                result["shapes"][each] = {"commit": commit, **so_far}
+                path.write_text(json.dumps(result, indent=1) + "\n")
         for each in given.growth:
             depth, cache = SHAPES[each].depth, folder / "cache" / "growth"
             rounds = [run(f"depths {depth // 2} {depth}", SHAPES[each], 1, folder, cache)]
