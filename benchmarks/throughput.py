@@ -75,8 +75,9 @@ def figures(told: dict[str, Any], shape: Shape, own: dict[str, Any]) -> dict[str
     if "failed" in told:
         return told
     step_s = statistics.median(told["step_s"])
-    precision = told.get("choices", {}).get("precision", "bfloat16")
+    precision = told["precision"]
     return {
+        "precision": precision,
         "tokens_per_s": shape.step_tokens / step_s,
         "step_s": step_s,
         "flops_per_s": shape.step_flops() / step_s,
@@ -182,16 +183,19 @@ def main() -> None:
             rounds = [run(f"depths {depth // 2} {depth}", SHAPES[each], 1, folder, cache)]
             rounds.append(run(f"depths {depth + 2}", SHAPES[each], 1, folder, cache))
             result.setdefault("growth", {})[each] = rounds
+            result.setdefault("commits_of", {})["growth"] = commit
             print(json.dumps(rounds, indent=1))
             path.write_text(json.dumps(result, indent=1) + "\n")
         for each in given.profile:
             ways = ("profile plain", "profile fast")
             profiles = [run(way, SHAPES[each], 1, folder, folder / "cache" / "profile") for way in ways]
             result.setdefault("profiles", {})[each] = profiles
+            result.setdefault("commits_of", {})["profiles"] = commit
             print(json.dumps(profiles, indent=1))
             path.write_text(json.dumps(result, indent=1) + "\n")
         if given.sweep:
             result["sweeps"][given.sweep] = sweep(given.sweep, given, folder)
+            result.setdefault("commits_of", {})["sweeps"] = commit
             path.write_text(json.dumps(result, indent=1) + "\n")
     print(path)
 

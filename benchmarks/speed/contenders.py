@@ -60,11 +60,20 @@ def build(shape: Shape) -> Any:
     return AutoModelForCausalLM.from_config(AutoConfig.for_model(config.pop("model_type"), **config))
 
 
-def told(step_s: list[float], first_s: float, losses: list[float], peak: int, **more: Any) -> dict[str, Any]:
+def told(
+    precision: str, step_s: list[float], first_s: float, losses: list[float], peak: int, **more: Any
+) -> dict[str, Any]:
     """The figures of one process."""
     if not losses[-1] < losses[0]:
         raise SystemExit(f"the loss did not fall: {losses}")
-    return {"step_s": step_s, "first_step_s": first_s, "losses": losses, "peak_memory_bytes": peak, **more}
+    return {
+        "precision": precision,
+        "step_s": step_s,
+        "first_step_s": first_s,
+        "losses": losses,
+        "peak_memory_bytes": peak,
+        **more,
+    }
 
 
 def ours(shape: Shape, steps: int, shards: Path, recipe: dict[str, Any]) -> dict[str, Any]:
@@ -99,7 +108,9 @@ def ours(shape: Shape, steps: int, shards: Path, recipe: dict[str, Any]) -> dict
     between = [after - before for before, after in pairwise(ends)]
     first_s = shape.step_tokens / trained[0]["tokens_per_s"]
     losses = [line["loss_nats"] for line in trained]
-    return told(between, first_s, losses, peak_memory_bytes(torch.device(best_device())), choices=choices)
+    return told(
+        choices["precision"], between, first_s, losses, peak_memory_bytes(torch.device(best_device())), choices=choices
+    )
 
 
 def growth_rounds(shape: Shape, shards: Path, depths: list[int]) -> dict[str, Any]:
@@ -111,18 +122,19 @@ def growth_rounds(shape: Shape, shards: Path, depths: list[int]) -> dict[str, An
     return {"first_step_more_s": found}
 
 
-def train_loop(step: Callable[[Tensor], float], rows: Tensor, shape: Shape, device: str) -> dict[str, Any]:
+def train_loop(step: Callable[[Tensor], float], rows: Tensor, shape: Shape, precision: str) -> dict[str, Any]:
     """Time each call of ``step`` on one micro-batch after the other."""
+    device = best_device()
     seconds, losses = [], []
     for batch in rows.split(shape.micro_batch):
         begin = time.perf_counter()
         losses.append(step(batch.to(device)))
         seconds.append(time.perf_counter() - begin)
-    return told(seconds[1:], seconds[0], losses, peak_memory_bytes(torch.device(device)))
+    return told(precision, seconds[1:], seconds[0], losses, peak_memory_bytes(torch.device(device)))
 
 
 def plain(shape: Shape, steps: int, shards: Path, *, bfloat16: bool, compiled: bool) -> dict[str, Any]:
-    """The strongest simple thing: the Hugging Face model compiled whole, autocast, fused AdamW."""
+    """A simple loop: the Hugging Face model compiled whole, autocast, fused AdamW; the loss is outside of it."""
     device = best_device()
     model = build(shape).to(device).train()
     optimiser = torch.optim.AdamW(
@@ -140,7 +152,7 @@ def plain(shape: Shape, steps: int, shards: Path, *, bfloat16: bool, compiled: b
         optimiser.step()
         return loss.item()
 
-    return train_loop(step, some_rows(shards, shape, steps), shape, device)
+    return train_loop(step, some_rows(shards, shape, steps), shape, "bfloat16" if bfloat16 else "float32")
 
 
 def trainer(shape: Shape, steps: int, shards: Path, **flags: Any) -> dict[str, Any]:
@@ -174,7 +186,8 @@ def trainer(shape: Shape, steps: int, shards: Path, **flags: Any) -> dict[str, A
         run.train()
     losses = [entry["loss"] for entry in run.state.log_history if "loss" in entry]
     seconds = [after - before for before, after in pairwise(ends)]
-    return told(seconds[1:], seconds[0], losses, peak_memory_bytes(torch.device(best_device())))
+    precision = "bfloat16" if flags.get("bf16") else "float32"
+    return told(precision, seconds[1:], seconds[0], losses, peak_memory_bytes(torch.device(best_device())))
 
 
 def litgpt(shape: Shape, steps: int, shards: Path, *, precision: str, compiled: bool) -> dict[str, Any]:
@@ -216,7 +229,7 @@ def litgpt(shape: Shape, steps: int, shards: Path, *, precision: str, compiled: 
         optimiser.zero_grad()
         return float(loss)
 
-    return train_loop(step, some_rows(shards, shape, steps), shape, best_device())
+    return train_loop(step, some_rows(shards, shape, steps), shape, "bfloat16" if "bf16" in precision else "float32")
 
 
 BEST_FLAGS = {"bf16": True, "torch_compile": True, "optim": "adamw_torch_fused"}

@@ -74,7 +74,7 @@ def where(profiles: list[dict[str, Any]]) -> str:
     kinds = sorted(
         {*plain["milliseconds"], *fast["milliseconds"]}, key=lambda kind: -plain["milliseconds"].get(kind, 0)
     )
-    lines = ["| kind of work | before, ms of CPU time | after | before, share | after |", "|---|---|---|---|---|"]
+    lines = ["| kind of work | before, ms | after | before, share | after |", "|---|---|---|---|---|"]
     for kind in kinds:
         ms, shares = ([each[name].get(kind, 0.0) for each in profiles] for name in ("milliseconds", "share"))
         lines.append(f"| {kind} | {ms[0]:,.0f} | {ms[1]:,.0f} | {shares[0]:.0%} | {shares[1]:.0%} |")
@@ -147,14 +147,20 @@ def render(source: Path, docs: Path) -> None:
     text = page.read_text()
     command = "python benchmarks/throughput.py"
     origin = (
-        f"Made by `{command} --render benchmarks/results/{source.name}`: commit {result['commit'][:7]}, "
-        f"{result['date']}, {result['machine']['processor']}, {result['machine']['cores']} cores, "
+        f"Made by `{command} --render benchmarks/results/{source.name}`: {result['date']}, "
+        f"{result['machine']['processor']}, {result['machine']['cores']} cores, "
         f"torch {result['versions']['torch']}, transformers {result['versions']['transformers']}.\n"
     )
     tables = [side_by_side(name, shape) for name, shape in result["shapes"].items()]
+    commits = {part: f", commit {commit[:7]}" for part, commit in result.get("commits_of", {}).items()}
     own = [f"`{name}`:\n\n{own_time(shape)}" for name, shape in result["shapes"].items()]
-    sweeps = [f"`{name}`:\n\n{growth(sweep)}" for name, sweep in result["sweeps"].items()]
-    profiles = [f"`{name}`:\n\n{where(each)}" for name, each in result.get("profiles", {}).items()]
+    sweeps = [
+        f"`{name}`{commits.get('sweeps', '')}, one run a point:\n\n{growth(sweep)}"
+        for name, sweep in result["sweeps"].items()
+    ]
+    profiles = [
+        f"`{name}`{commits.get('profiles', '')}:\n\n{where(each)}" for name, each in result.get("profiles", {}).items()
+    ]
     rounds = []
     for name, (first, fresh) in result.get("growth", {}).items():
         for told, place in ((first, "first process, nothing cached"), (fresh, "a new process, code cached")):
