@@ -59,14 +59,14 @@ def test_the_trained_child_keeps_its_weights_and_gets_the_next_layers_on_top(fam
 def test_the_optimiser_keeps_its_moments_for_kept_tensors_alone(family, recipe, monkeypatch):
     seen = {}
 
-    def spy(optimiser, plan):
+    def spy(optimiser, plan, *others):
         if plan.stage not in seen:  # before the first step of the stage
             seen[plan.stage] = [
                 {name: value.clone() for name, value in optimiser.state.get(parameter, {}).items()}
                 for group in optimiser.param_groups
                 for parameter in group["params"]
             ]
-        take_step(optimiser, plan)
+        take_step(optimiser, plan, *others)
 
     take_step = loop._take_step
     monkeypatch.setattr(loop, "_take_step", spy)

@@ -1,5 +1,8 @@
 """The options of training, each through a whole stage: it does what it says, and resumes exactly."""
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -148,3 +151,16 @@ def test_more_than_four_passes_are_warned_about_with_what_is_known(lab):
     lab.run("five", tokens=lab.BATCH, recipe={"passes": 5})
     (said,) = [message for kind, message in lab.events if kind == "warning"]
     assert "2305.16264" in said
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_teacher_in_main_memory_teaches_as_one_on_the_device(precision, lab, monkeypatch):
+    teacher = lab.start("llama", "teacher", num_hidden_layers=6)
+    recipe = {"distill_weight": 0.5, "precision": precision}
+    lab.run("resident", recipe=recipe, teacher=teacher)
+    honest = loop.choose
+    monkeypatch.setattr(loop, "choose", lambda **given: replace(honest(**given), teacher="offloaded"))
+    lab.run("offloaded", recipe=recipe, teacher=teacher)
+    probes = {name: json.loads((lab.folder / name / "probe.json").read_text()) for name in ("resident", "offloaded")}
+    assert [probes[name]["teacher"] for name in ("resident", "offloaded")] == ["device", "offloaded"]
+    lab.assert_equal("resident", "offloaded")

@@ -104,7 +104,8 @@ def prepare_loss(
     body, head, is_split = _body_and_head(model, split=choices.loss_path == "split")
     distillation = None
     if taught is not None:
-        distillation = _distillation(head, taught, weight=distill_weight, temperature=distill_temperature)
+        with autocast(choices):  # its matrices may be in bfloat16 already
+            distillation = _distillation(head, taught, weight=distill_weight, temperature=distill_temperature)
 
     def summed_loss(hidden_1ND: Tensor, targets_1N: Tensor) -> Tensor:
         return F.cross_entropy(head(hidden_1ND).float().flatten(0, 1), targets_1N.flatten(), reduction="sum")
