@@ -213,7 +213,7 @@ def main() -> None:
             "prepare / bare tokenizer, at least 0.88": ratio("prepare", "bare tokenizer"),
         },
     }
-    path = HERE / "results" / f"tokenize-{result['date']}.json"
+    path = HERE / "results" / f"tokenise-{result['date']}.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
     for way, each in result["median"].items():
         print(
