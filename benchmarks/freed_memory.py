@@ -39,7 +39,7 @@ def measure(run: Path, *, kept: bool) -> dict[str, float]:
     documents = [watch.document(index) for index in range(watch.num_documents)]
     rows = torch.from_numpy(train.rows(Position(0, 0), 8)[0])
     choices = Choices("cpu", "float32", False, 8, threads=torch.get_num_threads(), deterministic=True)
-    functions, choices = prepare_loss(model.train(), choices, 4096)
+    functions, choices = prepare_loss(model.train(), choices, 4096, sequence_length=256)
 
     def score() -> None:
         score_documents(model, documents, sequence_length=256)

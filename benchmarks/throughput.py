@@ -5,7 +5,8 @@
     python benchmarks/throughput.py --profile llama --growth llama
     python benchmarks/throughput.py --render benchmarks/results/throughput-DATE.json
 
-Every contender trains the same model on the same rows in a process of its own: one micro-batch a step, clipping, AdamW.
+Every contender trains the same model on the same rows in a process of its own: the same micro-batches a step, clipping,
+AdamW.
 The first round compiles with an empty cache of compiled code, the others find it filled. ``Trainer`` needs accelerate;
 litgpt is run where it is installed (with lightning). Writes ``benchmarks/results/throughput-DATE.json``, adding to what
 an earlier call of the same commit and day has written; ``--render`` makes the tables and the figure of
@@ -50,7 +51,9 @@ def worker(given: argparse.Namespace) -> None:
 
         result = profile_step(shape, fast=given.worker[0] == "profile fast")
     elif given.worker[0] == "matrices":
-        dtypes = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+        dtypes = {"bfloat16": torch.bfloat16}
+        if not torch.cuda.is_available():  # where float32 would take minutes, and nobody trains in it
+            dtypes["float32"] = torch.float32
         result = {name: {**own_time(shape, dtype), "peak_gflops": peak_gflops(dtype)} for name, dtype in dtypes.items()}
     else:
         result = CONTENDERS[given.worker[0]](shape, given.steps, prepare_text(given.folder))
@@ -91,7 +94,7 @@ def figures(told: dict[str, Any], shape: Shape, own: dict[str, Any]) -> dict[str
 
 
 def compare(name: str, given: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
-    """All contenders on one shape, in turn; after each round what is known so far."""
+    """All contenders on one shape, in turn; after each what is known so far."""
     from speed.contenders import CONTENDERS, missing
 
     shape, rounds = SHAPES[name], []
@@ -106,14 +109,14 @@ def compare(name: str, given: argparse.Namespace, folder: Path) -> Iterator[dict
                 measured[each] = figures(told, shape, own)
                 speed = measured[each].get("failed") or f"{measured[each]['tokens_per_s']:,.0f} tokens/s"
                 print(f"{name} | round {number + 1} | {each} | {speed}", flush=True)
+                yield {
+                    "shape": asdict(shape),
+                    "step_flops": shape.step_flops(),
+                    "steps": given.steps,
+                    "not_installed": absent,
+                    "rounds": [*rounds, {"matrices": own, "contenders": measured}],
+                }
         rounds.append({"matrices": own, "contenders": measured})
-        yield {
-            "shape": asdict(shape),
-            "step_flops": shape.step_flops(),
-            "steps": given.steps,
-            "not_installed": absent,
-            "rounds": rounds,
-        }
 
 
 def sweep(name: str, given: argparse.Namespace, folder: Path) -> dict[str, Any]:

@@ -40,14 +40,18 @@ def own_time(shape: Shape, dtype: torch.dtype) -> dict[str, Any]:
     def values(*sizes: int) -> Tensor:
         return torch.randn(*sizes, device=device).to(dtype)
 
-    tokens, seconds = shape.step_tokens, {}
+    tokens, seconds = shape.micro_tokens, {}
     for name, (inputs, outputs, count) in shape.linears().items():
         x_NI, weight_OI, upstream_NO = values(tokens, inputs), values(outputs, inputs), values(tokens, outputs)
         forward_NO, backward_NI, weight_gradient_OI = map(torch.empty_like, (upstream_NO, x_NI, weight_OI))
-        seconds[name] = count * (
-            seconds_of(lambda a=x_NI, b=weight_OI, c=forward_NO: torch.mm(a, b.t(), out=c))
-            + seconds_of(lambda a=upstream_NO, b=weight_OI, c=backward_NI: torch.mm(a, b, out=c))
-            + seconds_of(lambda a=upstream_NO, b=x_NI, c=weight_gradient_OI: torch.mm(a.t(), b, out=c))
+        seconds[name] = (
+            shape.micro_batches
+            * count
+            * (
+                seconds_of(lambda a=x_NI, b=weight_OI, c=forward_NO: torch.mm(a, b.t(), out=c))
+                + seconds_of(lambda a=upstream_NO, b=weight_OI, c=backward_NI: torch.mm(a, b, out=c))
+                + seconds_of(lambda a=upstream_NO, b=x_NI, c=weight_gradient_OI: torch.mm(a.t(), b, out=c))
+            )
         )
         del x_NI, weight_OI, upstream_NO, forward_NO, backward_NI, weight_gradient_OI
     attends, length, size = shape.micro_batch * shape.heads, shape.sequence_length, shape.hidden_size // shape.heads
@@ -57,7 +61,9 @@ def own_time(shape: Shape, dtype: torch.dtype) -> dict[str, Any]:
     to_side = seconds_of(lambda: torch.bmm(square_ATT, side_ATD, out=into_ATD))
     turned = seconds_of(lambda: torch.bmm(square_ATT.transpose(1, 2), side_ATD, out=into_ATD))
     # forward: scores, mix; backward: of the weights and the scores (to a square and two sides), of the values
-    seconds["attention, causal half"] = shape.depth * 0.5 * (2 * to_square + 2 * to_side + 2 * turned)
+    seconds["attention, causal half"] = (
+        shape.micro_batches * shape.depth * 0.5 * (2 * to_square + 2 * to_side + 2 * turned)
+    )
     return {"dtype": str(dtype).removeprefix("torch."), "seconds": seconds, "sum_s": sum(seconds.values())}
 
 

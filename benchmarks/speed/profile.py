@@ -54,7 +54,9 @@ def profile_step(shape: Shape, *, fast: bool) -> dict[str, Any]:
     rows = torch.randint(0, shape.vocabulary, (shape.micro_batch, shape.sequence_length + 1))
     with computing_as(choices):
         torch.utils.deterministic.fill_uninitialized_memory = not fast
-        functions, choices = gradient.prepare_loss(model, choices, shape.vocabulary)
+        functions, choices = gradient.prepare_loss(
+            model, choices, shape.vocabulary, sequence_length=shape.sequence_length
+        )
         optimiser = build_optimiser(model, weight_decay=WEIGHT_DECAY, beta2=BETAS[1])
         set_learning_rate(optimiser, LEARNING_RATE)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Shape:
-    """One model and one step: a single micro-batch, so that every contender does the same work."""
+    """One model and one step of so many micro-batches of one size, so that every contender does the same work."""
 
     family: str
     """"llama" (gated MLP, no biases) or "gpt2"."""
@@ -20,11 +20,18 @@ class Shape:
     sequence_length: int
     micro_batch: int
     tied: bool = True
+    micro_batches: int = 1
+    """Of one step."""
+
+    @property
+    def micro_tokens(self) -> int:
+        """Tokens of one micro-batch."""
+        return self.micro_batch * self.sequence_length
 
     @property
     def step_tokens(self) -> int:
         """Tokens of one step."""
-        return self.micro_batch * self.sequence_length
+        return self.micro_batches * self.micro_tokens
 
     def config(self) -> dict[str, Any]:
         """``config.json`` of the model."""
@@ -71,10 +78,11 @@ SHAPES = {
     "llama": Shape("llama", 288, 6, 6, 768, 32_000, 256, 16),
     "gpt2": Shape("gpt2", 768, 12, 12, 3072, 50_257, 512, 8),
     "tiny": Shape("llama", 128, 4, 4, 344, 4_096, 256, 16),
-    "llama-1.8b": Shape("llama", 3200, 13, 32, 8640, 32_000, 2048, 8, tied=False),
-    "gpt2-xl": Shape("gpt2", 1600, 48, 25, 6400, 50_257, 1024, 16),
+    "llama-1.8b": Shape("llama", 3200, 13, 32, 8640, 32_000, 2048, 8, tied=False, micro_batches=8),
+    "gpt2-xl": Shape("gpt2", 1600, 48, 25, 6400, 50_257, 1024, 8, micro_batches=16),
 }
-"""The CPU's three, and the GPU's two: the paper's child (half of OpenLLaMA-3B) and GPT-2 XL."""
+"""The CPU's three, and the GPU's two: the paper's child (half of OpenLLaMA-3B) and GPT-2 XL, with the paper's 131,072
+tokens a step in micro-batches that fit 80 GB for every contender."""
 
 
 def sweep_of(shape: Shape) -> dict[str, list[tuple[int, Shape]]]:

@@ -47,7 +47,7 @@ def ours(model, rows, chosen):
 
 def taught(model, teacher, rows, chosen, **settings):
     model.zero_grad(set_to_none=True)
-    functions, taken = prepare_loss(model, chosen, vocabulary_size=260, teacher=teacher, **settings)
+    functions, taken = prepare_loss(model, chosen, vocabulary_size=260, sequence_length=97, teacher=teacher, **settings)
     losses = accumulate_gradient(functions, rows, taken)
     return losses, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
@@ -205,7 +205,7 @@ def test_a_model_that_cannot_be_split_trains_by_its_own_forward(build_model, mon
     model = build_model("llama")
     split = ours(model, some_rows(), choices())
     monkeypatch.setattr(gradient, "split_head", lambda model: None)
-    functions, taken = prepare_loss(model, choices(), vocabulary_size=260)
+    functions, taken = prepare_loss(model, choices(), vocabulary_size=260, sequence_length=97)
     assert taken.loss_path == "model"
     model.zero_grad(set_to_none=True)
     loss = accumulate_gradient(functions, some_rows(), taken).token_nats
@@ -316,7 +316,13 @@ def test_fifty_compiled_steps_lose_what_fifty_plain_ones_lose(distill_weight, pa
         losses = []
         with computing_as(chosen):
             functions, taken = prepare_loss(
-                child, chosen, 260, teacher=teacher, distill_weight=distill_weight, distill_temperature=2.0
+                child,
+                chosen,
+                260,
+                sequence_length=32,
+                teacher=teacher,
+                distill_weight=distill_weight,
+                distill_temperature=2.0,
             )
             for _ in range(50):
                 rows = torch.randint(0, 256, (8, 33), generator=generator) % 16

@@ -141,7 +141,10 @@ def test_dropout_acts_in_training_mode_alone_and_repeats_with_the_random_state(f
     set_dropout(model, 0.1)
     assert torch.equal(logits(model.eval()), expected)
     functions, choices = prepare_loss(
-        model.train(), Choices("cpu", "float32", compile=False, micro_batch=3, threads=1, deterministic=True), 260
+        model.train(),
+        Choices("cpu", "float32", compile=False, micro_batch=3, threads=1, deterministic=True),
+        260,
+        sequence_length=IDS.shape[1] - 1,
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)

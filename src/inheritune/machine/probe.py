@@ -176,7 +176,7 @@ def choose(
         micro_batch=min(sequences, batch_sequences),
         threads=torch.get_num_threads(),
         deterministic=deterministic,
-        attention="blocks" if wanted and device == "cpu" and precision == "bfloat16" else "model",
+        attention="blocks" if wanted and precision == "bfloat16" else "model",
         activation_checkpointing=activation_checkpointing,
         matmul_gflops=measured,
         peak_gflops=round(max(peak, (measured or {}).get(precision, 0.0)), 1),

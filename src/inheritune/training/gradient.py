@@ -26,6 +26,13 @@ LOGITS_AT_ONCE = {"cpu": 2**24, "cuda": 2**26}
 """Elements of the largest logits tensor, a teacher's included: 64 MiB or 256 MiB in float32. Each chunk adds once to
 the gradient of the output matrix; on a GPU that is dear beside a small chunk's products."""
 
+COMPILED_GROWTH = {"cpu": 1, "cuda": 4}
+"""How many times as many where the loss is compiled: then nothing as wide as a logits tensor is kept in float32."""
+
+HEAD_OPTIONS: dict[str, Any] = {"force_shape_pad": True}
+"""GPT-2 has 50,257 words, and a GPU multiplies with a matrix of no multiple of 8 rows at a quarter of its speed; the
+padding is joined to the casts around the product. It touches a GPU alone."""
+
 
 @dataclass(frozen=True)
 class Losses:
@@ -69,6 +76,7 @@ def prepare_loss(
     choices: Choices,
     vocabulary_size: int,
     *,
+    sequence_length: int,
     teacher: nn.Module | None = None,
     distill_weight: float = 0.0,
     distill_temperature: float = 1.0,
@@ -82,6 +90,7 @@ def prepare_loss(
         model: the child, in the mode it trains in.
         choices: precision, compilation, path of the loss.
         vocabulary_size: rows of the child's embedding.
+        sequence_length: tokens of a row.
         teacher: the reference, on the same device; it is put in evaluation mode, and never changed.
         distill_weight: w, from 0 to 1; at 0 the teacher is not run.
         distill_temperature: T.
@@ -113,7 +122,7 @@ def prepare_loss(
     def joined_loss(hidden_1ND: Tensor, targets_1N: Tensor) -> Tensor:
         return sum_cross_entropy(head(hidden_1ND).flatten(0, 1), targets_1N.flatten())
 
-    if choices.attention == "blocks" and not attend_by_blocks(model):
+    if choices.attention == "blocks" and not attend_by_blocks(model, sequence_length):
         choices = replace(choices, attention="model")
     if choices.compile:
         stays = taught is not None and choices.teacher != "offloaded"
@@ -122,11 +131,12 @@ def prepare_loss(
         compiler.recompile_limit = max(compiler.recompile_limit, 4 * len(layers))
         for layer in layers:  # one compiled block serves every layer of its kind, at every depth
             layer.compile(dynamic=False)
-        summed_loss = torch.compile(joined_loss, dynamic=False)
+        summed_loss = torch.compile(joined_loss, dynamic=False, options=HEAD_OPTIONS)
         if distillation:
-            distillation = replace(distillation, summed_losses=torch.compile(distillation.summed_losses, dynamic=False))
-    logits_tensors = 2 if distillation else 1
-    positions = max(1, LOGITS_AT_ONCE[choices.device] // (logits_tensors * vocabulary_size))
+            compiled = torch.compile(distillation.summed_losses, dynamic=False, options=HEAD_OPTIONS)
+            distillation = replace(distillation, summed_losses=compiled)
+    at_once = LOGITS_AT_ONCE[choices.device] * (COMPILED_GROWTH[choices.device] if choices.compile else 1)
+    positions = max(1, at_once // ((2 if distillation else 1) * vocabulary_size))
     functions = LossFunctions(body, summed_loss, positions, distillation)
     return functions, choices if is_split else replace(choices, loss_path="model")
 

@@ -130,6 +130,7 @@ def run_loop(
             model,
             choices,
             vocabulary_size,
+            sequence_length=plan.sequence_length,
             teacher=teacher,
             distill_weight=recipe.distill_weight,
             distill_temperature=recipe.distill_temperature,
