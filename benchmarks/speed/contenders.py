@@ -3,6 +3,7 @@
 # M sequences of the micro-batch, T positions, V vocabulary.
 
 import json
+import math
 import statistics
 import tempfile
 import time
@@ -66,8 +67,8 @@ def told(
     precision: str, step_s: list[float], first_s: float, losses: list[float], peak: int, **more: Any
 ) -> dict[str, Any]:
     """The figures of one process."""
-    if not min(losses) < losses[0]:
-        raise SystemExit(f"the loss did not fall: {losses}")
+    if not all(map(math.isfinite, losses)):
+        raise SystemExit(f"the loss is not finite: {losses}")
     return {
         "precision": precision,
         "step_s": step_s,
