@@ -116,7 +116,7 @@ def plain_compiler(hook: Hook) -> None:
 
     honest = torch.compile
 
-    def backend(graph: Any, inputs: Any) -> Any:
+    def backend(graph: Any, inputs: Any, **_options: Any) -> Any:
         hook("")
         return graph.forward
 

@@ -128,6 +128,22 @@ def test_chunks_are_of_one_size_where_one_divides_the_positions(total, most, siz
     assert even_chunk(total, most) == size
 
 
+@pytest.mark.parametrize(
+    ("device", "compiled", "vocabulary", "positions"),
+    [
+        ("cpu", False, 32_000, 524),
+        ("cpu", False, 128_000, 131),
+        ("cpu", True, 32_000, 524),
+        ("cpu", True, 128_000, 512),
+        ("cuda", False, 32_000, 2097),
+        ("cuda", True, 32_000, 8388),
+    ],
+)
+def test_a_compiled_chunk_is_of_512_positions_at_least(device, compiled, vocabulary, positions):
+    chosen = Choices(device, "float32", compile=compiled, micro_batch=1, threads=1, deterministic=True)
+    assert gradient._positions_at_once(chosen, vocabulary) == positions
+
+
 @given(total=st.integers(1, 5000), most=st.integers(1, 5000))
 def test_a_chunk_is_never_too_large_and_never_below_half_for_nothing(total, most):
     size = even_chunk(total, most)

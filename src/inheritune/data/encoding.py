@@ -14,7 +14,7 @@ import numpy.typing as npt
 from inheritune.data.integrity import INDEX_DTYPE, BlockHashes
 from inheritune.data.sources import Source
 from inheritune.data.survey import Survey, read_again
-from inheritune.data.tokenizer import TextTokenizer, ids_of
+from inheritune.data.tokenizer import TextTokenizer
 
 BATCH_BYTES = 2**20
 """Text of one call of the tokenizer; what it gives back takes some fifty times as much memory."""
@@ -120,19 +120,19 @@ def encode_documents(
         if batch:
             yield batch
 
-    waiting: deque[tuple[list[tuple[int, str]], Future[list[Any]]]] = deque()
+    waiting: deque[tuple[list[tuple[int, str]], Future[list[npt.NDArray[np.uint32]]]]] = deque()
 
     def write_first() -> None:
-        batch, encodings = waiting.popleft()
-        for (index, text), encoding in zip(batch, encodings.result(), strict=True):
+        batch, ids = waiting.popleft()
+        for (index, text), ids_T in zip(batch, ids.result(), strict=True):
             num_bytes = len(text.encode()) if is_cut[index] else int(survey.num_bytes[index])
-            encoded.add(index, np.concatenate([end_of_text, ids_of(encoding)]), num_bytes)
+            encoded.add(index, np.concatenate([end_of_text, ids_T]), num_bytes)
 
     with ThreadPoolExecutor(max_workers=CALLS) as calls:
         for batch in batches():
             if check_stop:
                 check_stop()
-            waiting.append((batch, calls.submit(tokenizer.encodings, [text for _, text in batch])))
+            waiting.append((batch, calls.submit(tokenizer.encode_batch, [text for _, text in batch])))
             if len(waiting) == WAITING:
                 write_first()
         while waiting:

@@ -29,6 +29,10 @@ the gradient of the output matrix; on a GPU that is dear beside a small chunk's 
 COMPILED_GROWTH = {"cpu": 1, "cuda": 4}
 """How many times as many where the loss is compiled: then nothing as wide as a logits tensor is kept in float32."""
 
+LEAST_POSITIONS = 512
+"""Positions of a compiled chunk at least, whatever the vocabulary: a gradient of the whole output matrix for fewer of
+them costs more than their logits, in time and, in a heap that falls to pieces, in memory."""
+
 HEAD_OPTIONS: dict[str, Any] = {"force_shape_pad": True}
 """GPT-2 has 50,257 words, and a GPU multiplies with a matrix of no multiple of 8 rows at a quarter of its speed; the
 padding is joined to the casts around the product. It touches a GPU alone."""
@@ -135,10 +139,21 @@ def prepare_loss(
         if distillation:
             compiled = torch.compile(distillation.summed_losses, dynamic=False, options=HEAD_OPTIONS)
             distillation = replace(distillation, summed_losses=compiled)
-    at_once = LOGITS_AT_ONCE[choices.device] * (COMPILED_GROWTH[choices.device] if choices.compile else 1)
-    positions = max(1, at_once // ((2 if distillation else 1) * vocabulary_size))
-    functions = LossFunctions(body, summed_loss, positions, distillation)
+    functions = LossFunctions(
+        body,
+        summed_loss,
+        _positions_at_once(choices, vocabulary_size * (2 if distillation else 1)),
+        distillation,
+    )
     return functions, choices if is_split else replace(choices, loss_path="model")
+
+
+def _positions_at_once(choices: Choices, logits_of_one: int) -> int:
+    """Positions of one chunk at most."""
+    if not choices.compile:
+        return max(1, LOGITS_AT_ONCE[choices.device] // logits_of_one)
+    at_once = LOGITS_AT_ONCE[choices.device] * COMPILED_GROWTH[choices.device]
+    return max(LEAST_POSITIONS, at_once // logits_of_one)
 
 
 def checkpoint_activations(model: Any) -> None:
