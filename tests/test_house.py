@@ -18,6 +18,7 @@ FLOORS = [
     ["surgery"],
     ["data"],
     ["evaluation"],
+    ["analysis"],
     ["training"],
     ["planning"],
     ["growth"],
@@ -80,7 +81,7 @@ def test_every_module_and_folder_is_documented_and_none_is_empty():
 HEAVY = {"torch", "transformers", "datasets", "matplotlib", "numpy"}
 
 
-VERBS = ["demo", "init", "run", "inherit", "doctor", "prepare", "train", "eval", "report"]
+VERBS = ["demo", "init", "run", "inherit", "doctor", "prepare", "train", "eval", "analyze", "report"]
 
 
 @pytest.mark.parametrize("verb", [[], *([verb] for verb in VERBS)], ids=str)

@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from inheritune.analysis.analyze import analyze
     from inheritune.data.shards import prepare
     from inheritune.errors import (
         DataError,
@@ -36,6 +37,7 @@ _HOMES = {
     "SurgeryError": "errors",
     "TrainRecipe": "recipe",
     "TrainingError": "errors",
+    "analyze": "analysis.analyze",
     "diagnose": "surgery.doctor",
     "evaluate": "evaluation.compare",
     "grow": "job",
@@ -56,6 +58,7 @@ __all__ = [
     "SurgeryError",
     "TrainRecipe",
     "TrainingError",
+    "analyze",
     "diagnose",
     "evaluate",
     "grow",

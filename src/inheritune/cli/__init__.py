@@ -10,6 +10,7 @@ from typing import Any, TextIO, cast
 
 from cyclopts import App, CycloptsError
 
+from inheritune.cli.analyze import analyze
 from inheritune.cli.demo import demo
 from inheritune.cli.doctor import doctor
 from inheritune.cli.eval import evaluate
@@ -38,6 +39,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "prepare": prepare,
     "train": train,
     "eval": evaluate,
+    "analyze": analyze,
     "report": report,
 }
 

@@ -111,12 +111,12 @@ def evaluate(
     """
     models = [str(each) for each in _listed(model)]
     others = [str(each) for each in _listed(against)]
-    texts = [text for text in _texts(_listed(data), half, text_field) if text.strip()]
+    texts = [text for text in texts_to_score(_listed(data), half, text_field) if text.strip()]
     if not texts:
         raise EvaluationError(f"there is no text to score in {data}. Name shards, or files with text.")
     folders = {name: resolve(name) for name in dict.fromkeys(models + others)}
     networks = {name: load_model(folder).to(best_device()) for name, folder in folders.items()}
-    least = min(_positions(network) for network in networks.values())
+    least = min(fewest_positions(network) for network in networks.values())
     window = min(MAX_SEQUENCE_LENGTH, least) if sequence_length is None else sequence_length
     if window < 1:
         raise EvaluationError(f"windows of {window} tokens mean nothing. Give 1 to {least}.")
@@ -168,14 +168,14 @@ def _listed(value: Any) -> list[Any]:
     return [value] if isinstance(value, str | Path) else list(value)
 
 
-def _texts(data: list[str | Path], half: str, text_field: str) -> list[str]:
+def texts_to_score(data: list[str | Path], half: str, text_field: str) -> list[str]:
     """The text of a shards folder's validation half, or of raw sources."""
     if len(data) == 1 and (Path(data[0]) / MANIFEST).exists():
         return Shards.open(Path(data[0])).validation_texts(half)
     return [document.text for document in read_documents([str(each) for each in data], text_field=text_field)]
 
 
-def _positions(network: Any) -> int:
+def fewest_positions(network: Any) -> int:
     """Positions of a model; as many as one likes where it names none."""
     return getattr(network.config.get_text_config(decoder=True), "max_position_embeddings", None) or 2**31
 

@@ -44,6 +44,36 @@ def check_ids(name: str, model: nn.Module, largest: int) -> None:
         )
 
 
+Window = tuple[int, int, int]
+"""Scored tokens, document, and where in it the window begins."""
+
+
+def cut_windows(documents: Sequence[npt.NDArray[np.integer]], sequence_length: int) -> list[Window]:
+    """Disjoint windows that predict every token after each document's first one once, the longest first.
+
+    Raises:
+        EvaluationError: a document without a token to predict.
+    """
+    windows = []
+    for index, document in enumerate(documents):
+        if len(document) < 2:
+            raise EvaluationError(f"document {index} has no token to predict. Leave empty documents out.")
+        for begin in range(0, len(document) - 1, sequence_length):
+            windows.append((min(sequence_length, len(document) - 1 - begin), index, begin))
+    return sorted(windows, key=lambda window: (-window[0], window[1], window[2]))
+
+
+def fill_batch(documents: Sequence[npt.NDArray[np.integer]], batch: Sequence[Window]) -> tuple[Tensor, Tensor]:
+    """Token ids and targets of some windows, int64 (B, T) on the CPU, padded on the right; a target of -1 is none."""
+    length = batch[0][0]
+    ids_BT = torch.zeros(len(batch), length, dtype=torch.long)
+    targets_BT = torch.full((len(batch), length), -1)
+    for row, (size, index, begin) in enumerate(batch):
+        tokens = torch.from_numpy(documents[index][begin : begin + size + 1].astype(np.int64))
+        ids_BT[row, :size], targets_BT[row, :size] = tokens[:-1], tokens[1:]
+    return ids_BT, targets_BT
+
+
 def score_documents(
     model: nn.Module,
     documents: Sequence[npt.NDArray[np.integer]],
@@ -72,13 +102,7 @@ def score_documents(
         EvaluationError: a document without a token to predict, no memory for a single window, or a loss that is not
             finite.
     """
-    windows = []
-    for index, document in enumerate(documents):
-        if len(document) < 2:
-            raise EvaluationError(f"document {index} has no token to predict. Leave empty documents out.")
-        for begin in range(0, len(document) - 1, sequence_length):
-            windows.append((min(sequence_length, len(document) - 1 - begin), index, begin))
-    windows.sort(key=lambda window: (-window[0], window[1], window[2]))
+    windows = cut_windows(documents, sequence_length)
     device = next(model.parameters()).device
     sums = np.zeros((len(documents), 2))
     was_training = model.training
@@ -95,11 +119,7 @@ def score_documents(
                     check_stop()
                 length = windows[position][0]
                 batch = windows[position : position + max(1, tokens_at_once // length)]
-                ids_BT = torch.zeros(len(batch), length, dtype=torch.long)
-                targets_BT = torch.full((len(batch), length), -1)
-                for row, (size, index, begin) in enumerate(batch):
-                    tokens = torch.from_numpy(documents[index][begin : begin + size + 1].astype(np.int64))
-                    ids_BT[row, :size], targets_BT[row, :size] = tokens[:-1], tokens[1:]
+                ids_BT, targets_BT = fill_batch(documents, batch)
                 try:
                     nats, owner = _score_batch(model, split, ids_BT.to(device), targets_BT.to(device), batch)
                 except RuntimeError as error:
@@ -131,12 +151,12 @@ def _score_batch(
     split: SplitModel | None,
     ids_BT: Tensor,
     targets_BT: Tensor,
-    batch: Sequence[tuple[int, int, int]],
+    batch: Sequence[Window],
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
     """Loss of each scored position of a batch of windows, and the document it belongs to; both (N,)."""
     scored_BT = targets_BT >= 0
     if split:
-        nats = _by_chunks(split.head, split.body(ids_BT)[scored_BT], targets_BT[scored_BT])
+        nats = nats_by_chunks(split.head, split.body(ids_BT)[scored_BT], targets_BT[scored_BT])
     else:
         logits_BTV = model(input_ids=ids_BT, use_cache=False).logits
         nats = summed_nats(logits_BTV[scored_BT], targets_BT[scored_BT])
@@ -144,7 +164,7 @@ def _score_batch(
     return nats.double().cpu().numpy(), owners_BT[scored_BT].cpu().numpy()
 
 
-def _by_chunks(head: nn.Module, states_ND: Tensor, targets_N: Tensor) -> Tensor:
+def nats_by_chunks(head: nn.Module, states_ND: Tensor, targets_N: Tensor) -> Tensor:
     """Losses of N positions, the head on a few of them at a time; float32 (N,)."""
     first_NV = head(states_ND[None, :1])[0]
     positions = max(1, LOGITS_AT_ONCE // first_NV.shape[-1])

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers.modeling_utils import PreTrainedModel
 
-from inheritune.errors import SurgeryError
+from inheritune.errors import InherituneError, SurgeryError
 from inheritune.surgery.anatomy import Anatomy, find_layers
 from inheritune.surgery.folder import Weights, build_config, build_on_meta, quiet, read_config, strangers
 from inheritune.surgery.tensor_file import FLOATS, TensorEntry, chunks
@@ -120,14 +120,21 @@ class Reached(Exception):  # noqa: N818 (the end of the way, not an error)
 class LayerStream:
     """A causal language model in eval mode, float32, on the CPU, whose layers come from the files one by one."""
 
-    def __init__(self, weights: Weights) -> None:
+    def __init__(self, weights: Weights, *, attention: str | None = None) -> None:
         """Build it on device meta; reads no weights.
+
+        Args:
+            weights: the model's files.
+            attention: name of the attention that transformers builds it with; None: its own choice.
 
         Raises:
             SurgeryError: it cannot be built, or its layers are not in its files.
         """
         self._weights = weights
-        self.model = build_on_meta(build_config(read_config(weights.folder)), torch.float32).eval()
+        config = build_config(read_config(weights.folder))
+        if attention is not None:
+            config._attn_implementation = attention
+        self.model = build_on_meta(config, torch.float32).eval()
         self.anatomy: Anatomy = find_layers(self.model)
         self._names: LayerNames = find_names(weights.tensors, self.anatomy)
 
@@ -161,16 +168,20 @@ class LayerStream:
         shapes = {name: (entry.dtype, entry.shape) for name, entry in self._weights.tensors.items()}
         check_tensors(self.model, shapes, str(self._weights.folder), all_are_read=all_are_read)
 
-    def run(self, ids_BT: Tensor, num_layers: int, *, head: bool) -> tuple[list[Tensor], Tensor | None]:
+    def run(
+        self, ids_BT: Tensor, num_layers: int, *, head: bool, keep: bool = True
+    ) -> tuple[list[Tensor], Tensor | None]:
         """Call the model on tokens.
 
         Args:
             ids_BT: int64 (B, T).
             num_layers: so many first layers run.
             head: whether what comes behind the layers runs, too.
+            keep: whether the hidden states are kept and given back.
 
         Returns:
-            The hidden state after each layer, float32 (B, T, D); the logits (B, T, V), or None without the head.
+            The hidden state after each layer, float32 (B, T, D), empty where they are not kept; the logits (B, T, V),
+            or None without the head.
 
         Raises:
             NotByLayer: a tensor is not in the files under a name that the loader knows, or is used out of turn.
@@ -187,7 +198,7 @@ class LayerStream:
                     self._fill_buffers(told.missing_keys)
                 for index, layer in enumerate(self.layers[:num_layers]):
                     last = index == num_layers - 1 and not head
-                    handles += self._hooks(index, layer, watch, memory, states, last)
+                    handles += self._hooks(index, layer, watch, memory, states, last, keep)
                 with watch, torch.no_grad():
                     logits = self.model(
                         input_ids=ids_BT, attention_mask=torch.ones_like(ids_BT), use_cache=False
@@ -214,7 +225,14 @@ class LayerStream:
         return {name: entry for name, entry in entries.items() if self._names.module_name(name) not in own}
 
     def _hooks(
-        self, index: int, layer: nn.Module, watch: _Watch, memory: _Memory, states: dict[int, Tensor], last: bool
+        self,
+        index: int,
+        layer: nn.Module,
+        watch: _Watch,
+        memory: _Memory,
+        states: dict[int, Tensor],
+        last: bool,
+        keep: bool,
     ) -> list[Any]:
         """What loads a layer before it runs, keeps what comes out of it, and lets it go."""
         entries = self.entries(index)
@@ -227,7 +245,8 @@ class LayerStream:
                 raise NotByLayer(f"{absent[0]!r} of layer {index} is not in its files")
 
         def let_go(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            states[index] = (output if isinstance(output, Tensor) else output[0]).detach().clone()
+            state_BTD = output if isinstance(output, Tensor) else output[0]
+            states[index] = state_BTD.detach().clone() if keep else state_BTD.new_empty(0)
             with watch.opened():
                 _let_go(layer)
             memory.give_back()
@@ -325,7 +344,7 @@ def _failures_in_words() -> Iterator[None]:
     """The loader's own failures are reasons not to go layer by layer; damaged files stay errors."""
     try:
         yield
-    except (NotByLayer, Reached, SurgeryError):
+    except (NotByLayer, Reached, InherituneError):
         raise
     except Exception as error:  # internals of another library: no common class of errors
         raise NotByLayer(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
