@@ -4,7 +4,18 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from inheritune.reporting.figures import Curve, Group, Mark, Row, forest_figure, loss_figure, thin
+from inheritune.reporting.figures import (
+    Curve,
+    Group,
+    LayerLine,
+    LayerPanel,
+    Mark,
+    Row,
+    forest_figure,
+    layers_figure,
+    loss_figure,
+    thin,
+)
 
 
 def _curve(label="round-1", points=3000):
@@ -56,3 +67,21 @@ def test_empty_and_single_point_input_is_drawn():
     ElementTree.fromstring(loss_figure([Curve("a", "child", (), ())], name="a", axis="tokens"))
     ElementTree.fromstring(loss_figure([Curve("a", "child", (0.0,), (2.0,))], name="a", axis="seconds"))
     ElementTree.fromstring(forest_figure([], name="b"))
+
+
+def test_layers_without_a_value_are_left_out_and_values_far_off_are_written_at_the_edge():
+    def draw(*values):
+        return layers_figure([LayerPanel("cost", "layer", (LayerLine("m", values),))], name="layers")
+
+    svg = draw(5.31, 0.2, None, 0.1, 0.3)
+    assert svg == draw(5.31, 0.2, None, 0.1, 0.3)
+    ElementTree.fromstring(svg)
+    assert "\u2191 5.31" in svg
+    assert "\u2191" not in draw(0.4, 0.2, 0.1, 0.3)
+
+
+def test_every_model_has_one_entry_in_the_legend_of_all_panels():
+    lines = (LayerLine("reference", (1.0, 2.0)), LayerLine("child", (1.0,)))
+    panels = [LayerPanel(title, "layer", lines) for title in ("rank", "mass", "loss")]
+    svg = layers_figure(panels, name="layers")
+    assert svg.count(">reference<") == svg.count(">child<") == 1

@@ -205,3 +205,45 @@ def test_speed_memory_and_energy_of_each_stage_are_shown(energy_j, shown, make_r
 def test_metrics_from_before_these_measures_were_kept_still_give_a_page(make_run):
     page = report(make_run("parity")).read_text()
     assert "<td>not recorded</td><td>not recorded</td><td>not recorded</td><td>unknown</td>" in page
+
+
+def some_analysis(name):
+    cost = {"mean": 0.1, "low": 0.05, "high": 0.2}
+    layer = {"max_rank": 1.2, "mean_rank": 1.1, "mean_mass": 3.0, "lazy": True, "strictly_lazy": False}
+    attention = [{"layer": 0, **layer, "ranks": [1.2, 1.0], "masses": [3.0, 3.0]}]
+    nothing = {"max_rank": None, "mean_rank": None, "mean_mass": None, "lazy": False, "strictly_lazy": False}
+    attention.append({"layer": 1, **nothing, "ranks": [], "masses": []})
+    suggestion = {"depth": 1, "layers": [0], "reason": "because it is so"}
+    model = {"model": name, "depth": 2, "documents": 7, "tokens": 1234, "loss_nats": 2.5, "suggestion": suggestion}
+    losses = {"prefix_nats": [5.0, 3.0, 2.5], "costs": [cost, cost], "influence": [0.9, 0.3], "angles": []}
+    return {
+        "data": "d",
+        "sequences": 100,
+        "sequence_tokens": 100,
+        "energy": 0.9,
+        "lazy_below": 1.5,
+        "seed": 0,
+        "against": None,
+        "models": [{**model, **losses, "attention": attention}],
+    }
+
+
+def test_what_analyze_has_written_into_the_run_is_shown(make_run):
+    run = make_run()
+    assert "<h2>Layers</h2>" not in report(run).read_text()
+    (run / "analysis").mkdir()
+    (run / "analysis" / "analysis.json").write_text(json.dumps(some_analysis(ATTACK)))
+    html = report(run).read_text()
+    _assert_offline(html)
+    assert "<h2>Layers</h2>" in html and "Lazy layers: 0; strictly lazy: none. Without softmax attention: 1." in html
+    assert "1 layers (0): because it is so." in html and "+0.1000 [+0.0500, +0.2000]" in html
+
+
+def test_an_analysis_of_attention_alone_is_shown(make_run):
+    run = make_run()
+    analysis = some_analysis("m")
+    analysis["models"][0] |= dict.fromkeys(("loss_nats", "prefix_nats", "costs", "influence", "angles", "suggestion"))
+    (run / "analysis").mkdir()
+    (run / "analysis" / "analysis.json").write_text(json.dumps(analysis))
+    html = report(run).read_text()
+    assert "Lazy layers: 0" in html and "loss without a layer" not in html

@@ -53,19 +53,21 @@ class Depths:
 class _Replay:
     """A model whose layers can be made to hand through what they are given."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, ids_1T: Tensor) -> None:
+        self.layers = layer_modules(model)
+        self._rests: dict[int, Any] = {}
         split = split_head(model)
         if split is None:
+            self.body = model  # a head does not split either where there is NaN, and then the layer is named
+            _require_finite(self.states(ids_1T)[0])
             raise EvaluationError(
                 f"the head of a {model.config.model_type} does not split from its body, so no depth but the full one "
                 "has a loss. Leave depths out (--no-depth)."
             )
         self.body, self.head = split
-        self.layers = layer_modules(model)
-        self._rests: dict[int, Any] = {}
 
-    def states(self, ids_BT: Tensor) -> tuple[list[Tensor], Tensor]:
-        """The hidden state before each layer and after the last one, (B, T, D) each, and the body's last state."""
+    def states(self, ids_BT: Tensor) -> tuple[list[Tensor], Any]:
+        """The hidden state before each layer and after the last one, (B, T, D) each, and what the body gives."""
         kept: list[Tensor] = []
 
         def before(_layer: nn.Module, given: Any, named: Any) -> None:
@@ -161,11 +163,11 @@ def _measure(
     documents: Sequence[npt.NDArray[np.integer]],
     windows: list[Window],
 ) -> Depths:
-    replay = _Replay(model)
+    device = next(model.parameters()).device
+    replay = _Replay(model, fill_batch(documents, windows[:1])[0].to(device))
     depth, count = len(replay.layers), len(documents)
     prefixes, without = np.zeros((depth + 1, count, 2)), np.zeros((depth, count, 2))
     cosines, angles = np.zeros(depth), np.zeros((depth + 1, depth + 1))
-    device = next(model.parameters()).device
     width = model.get_input_embeddings().weight.shape[1]
     tokens_at_once = VALUES_AT_ONCE // ((depth + 1) * width)
     position = 0
@@ -184,7 +186,8 @@ def _measure(
             sums[:, 1] += np.bincount(owners_N, minlength=count)  # noqa: B023
 
         states, last_BTD = replay.states(ids_BT)
-        _check(states, replay.from_state(ids_BT, states[-1], depth), last_BTD)
+        _require_finite(states)
+        _require_whole(replay.from_state(ids_BT, states[-1], depth), last_BTD)
         add(prefixes[depth], last_BTD)
         for layer in range(depth):
             add(prefixes[layer], replay.from_state(ids_BT, states[layer], depth))
@@ -196,11 +199,11 @@ def _measure(
     return Depths(prefixes[depth], prefixes, without, 1 - cosines / tokens, hidden)
 
 
-def _check(states: list[Tensor], replayed_BTD: Tensor, last_BTD: Tensor) -> None:
-    """The last layer's state, sent through what follows it, is the model's own end.
+def _require_finite(states: list[Tensor]) -> None:
+    """Refuse hidden states with NaN or infinity in them.
 
     Raises:
-        EvaluationError: it is not, or a layer gives values that are not finite.
+        EvaluationError: names the first layer that gives one.
     """
     for index, state in enumerate(states):
         if not state.isfinite().all():
@@ -209,6 +212,14 @@ def _check(states: list[Tensor], replayed_BTD: Tensor, last_BTD: Tensor) -> None
                 f"{where} values that are not finite. The model's weights are damaged there: look at them with "
                 "`inheritune doctor MODEL`."
             )
+
+
+def _require_whole(replayed_BTD: Tensor, last_BTD: Tensor) -> None:
+    """Make sure that the last layer's state, sent through what follows it, is the model's own end.
+
+    Raises:
+        EvaluationError: it is not.
+    """
     if float((replayed_BTD - last_BTD).abs().max()) > CLOSE * float(last_BTD.abs().max()):
         raise EvaluationError(
             "the model's last hidden state does not follow from its last layer's alone, so its layers cannot be taken "

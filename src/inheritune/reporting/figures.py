@@ -84,6 +84,29 @@ class Group:
     margin: float | None = field(default=None)
 
 
+@dataclass(frozen=True)
+class LayerLine:
+    """One model's values, layer by layer; None where a layer has none."""
+
+    label: str
+    values: tuple[float | None, ...]
+    first: int = 0
+    """Where the axis begins: 0 for layers, and for depths, which begin without a layer."""
+
+
+@dataclass(frozen=True)
+class LayerPanel:
+    """One quantity of all models."""
+
+    title: str
+    axis: str
+    """What the values belong to: ``layer`` or ``layers kept``."""
+    lines: tuple[LayerLine, ...]
+
+
+FAR = 3.0
+"""A value so many times as large as every other of its line is written at the upper edge, not drawn to scale."""
+
 TRAIN_POINTS = 40
 """Points of a training curve: means of as many stretches, since single batches are noisy."""
 
@@ -191,6 +214,59 @@ def forest_figure(groups: Sequence[Group], *, name: str, description: str = "") 
         if groups:
             panels[-1].set_xlabel("nats per token; left of zero the child is better")
         return _svg(figure, name, description)
+
+
+def layers_figure(panels: Sequence[LayerPanel], *, name: str, description: str = "") -> str:
+    """Quantities by layer, two panels a row, every model with a line of its own colour and dash, as an SVG string."""
+    rows = -(-len(panels) // 2)
+    with matplotlib.rc_context(SETTINGS):
+        figure = Figure(figsize=(6.6, 2.3 * rows + 0.4), layout="constrained")
+        grid = figure.subplots(rows, 2, squeeze=False)
+        places: list[Any] = [axes for row in grid for axes in row]
+        handles: dict[str, Line2D] = {}
+        for axes, panel in zip(places, panels, strict=False):
+            for number, line in enumerate(panel.lines):
+                points = [(line.first + place, value) for place, value in enumerate(line.values) if value is not None]
+                (drawn,) = axes.plot(
+                    [x for x, _ in points],
+                    [y for _, y in points],
+                    color=RUN_COLOURS[number % len(RUN_COLOURS)],
+                    ls=DASHES[number % len(DASHES)],
+                    marker="os^Dv"[number % 5],
+                    ms=2.8,
+                    lw=1.4,
+                    label=line.label.lstrip("_"),
+                )
+                handles.setdefault(line.label, drawn)
+            _without_far_values(axes, panel.lines)
+            axes.set_title(panel.title, loc="left", fontsize=8.5, fontweight="bold")
+            axes.set_xlabel(panel.axis)
+            axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+            axes.grid(axis="y", color=INK, alpha=0.12, lw=0.6)
+        for axes in places[len(panels) :]:
+            axes.set_visible(False)
+        if handles:
+            figure.legend(handles=list(handles.values()), loc="outside lower center", ncols=1, frameon=False)
+        return _svg(figure, name, description)
+
+
+def _without_far_values(axes: Any, lines: Sequence[LayerLine]) -> None:
+    """Fit the view to all values but single ones far above the rest, whose size is written where they leave it."""
+    far, near = [], []
+    for line in lines:
+        known = sorted((value, place) for place, value in enumerate(line.values) if value is not None)
+        if len(known) > 2 and known[-1][0] > FAR * max(abs(known[0][0]), abs(known[-2][0])):
+            value, place = known.pop()
+            far.append((line.first + place, value))
+        near += [value for value, _ in known]
+    if not far:
+        return
+    span = (max(near) - min(near)) or 1.0
+    axes.set_ylim(min(near) - 0.08 * span, max(near) + 0.25 * span)
+    for number, (x, value) in enumerate(far):
+        text = f"\u2191 {value:.3g}"
+        axes.annotate(text, (x, 1), xycoords=("data", "axes fraction"), xytext=(4, -9 - 10 * number),
+                      textcoords="offset points")  # fmt: skip
 
 
 def _colour(role: str) -> str:

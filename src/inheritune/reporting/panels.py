@@ -9,6 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from inheritune.reporting.figures import Curve, Group, Mark, Row, forest_figure, loss_figure
+from inheritune.reporting.layers import analysis_view
 from inheritune.reporting.record import RunRecord, pick
 from inheritune.reporting.verdict import gap_closed, verdict_mark, verdict_sentences
 from inheritune.reporting.wording import facts, known, layer_ranges
@@ -44,6 +45,7 @@ def run_view(record: RunRecord) -> dict[str, Any]:
         "data": facts(_mapping(record.provenance.get("data"))),
         "provenance": provenance(record),
         "certificate": certificate(record.certificate),
+        "analysis": analysis_view(record.analysis),
         "probes": {stage: facts(dict(probe)) for stage, probe in record.probes.items()},
         "events": record.events,
         "command": command_line(record.provenance.get("command")),

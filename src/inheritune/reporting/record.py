@@ -24,6 +24,8 @@ class RunRecord:
     events: tuple[Mapping[str, Any], ...]
     probes: Mapping[str, Mapping[str, Any]]
     certificate: Mapping[str, Any]
+    analysis: Mapping[str, Any]
+    """What ``analyze`` has written into the folder; empty where it has not been run."""
     notes: tuple[str, ...]
 
     @property
@@ -106,6 +108,7 @@ def read_run(folder: Path) -> RunRecord:
         events=_lines(folder / "events.jsonl", notes),
         probes=probes,
         certificate=_mapping(folder / "model" / "certificate.json"),
+        analysis=_mapping(folder / "analysis" / "analysis.json"),
         notes=tuple(notes),
     )
 
