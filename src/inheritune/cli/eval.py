@@ -10,6 +10,7 @@ def evaluate(
     half: str = "decide",
     sequence_length: int | None = None,
     prompt: list[str] | None = None,
+    probe: bool = False,
     max_new_tokens: int = 64,
     temperature: float = 0.0,
     seed: int = 0,
@@ -24,8 +25,9 @@ def evaluate(
         half: Of the shards' validation set, decide or watch.
         sequence_length: Window in tokens; 1024, or the fewest positions of the models, by default.
         prompt: Text to continue; may be given several times.
+        probe: Let all models continue the same fixed prompts (or yours), greedily and sampled, and measure repetition.
         max_new_tokens: Length of a continuation.
-        temperature: 0 takes the likeliest token; above 0 samples.
+        temperature: 0 takes the likeliest token; above 0 samples (the probe does so at 0.8 unless told otherwise).
         seed: Of the sampling.
         json: Print JSON.
     """
@@ -33,8 +35,11 @@ def evaluate(
 
     if not models:
         raise RecipeError("no model named. Write: inheritune eval MODEL --data SHARDS_OR_TEXT")
-    if not data and not prompt:
-        raise RecipeError("nothing to do: give --data SHARDS_OR_TEXT to score, or --prompt TEXT to see it write.")
+    if not data and not prompt and not probe:
+        raise RecipeError(
+            "nothing to do: give --data SHARDS_OR_TEXT to score, --prompt TEXT to see it write, or --probe for fixed "
+            "prompts."
+        )
     printed = {}
     if data:
         from inheritune.evaluation.compare import evaluate as score
@@ -43,7 +48,20 @@ def evaluate(
         printed["evaluation"] = evaluation.to_json()
         if not json:
             print(evaluation.table())
-    if prompt:
+    if probe:
+        from inheritune.evaluation import variety
+
+        written = variety.probe(
+            [*models, *(against or [])],
+            prompts=prompt or variety.PROMPTS,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature or variety.SAMPLING_TEMPERATURE,
+            seed=seed,
+        )
+        printed["probe"] = written.to_json()
+        if not json:
+            print(written.table())
+    elif prompt:
         from inheritune.evaluation.generation import write
 
         for model in [*models, *(against or [])]:
