@@ -42,7 +42,8 @@ def test_the_python_block_runs_as_one_script(save_reference, tmp_path):
 
 
 def test_the_readme_shows_every_verb():
-    assert {words[0] for words in COMMANDS} >= {"demo", "init", "run", "inherit", "doctor", "prepare", "train", "eval"}
+    verbs = {"demo", "init", "run", "inherit", "doctor", "prepare", "train", "eval", "analyze"}
+    assert {words[0] for words in COMMANDS} >= verbs
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)

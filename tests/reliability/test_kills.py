@@ -133,7 +133,7 @@ def test_a_preparation_of_data_killed_anywhere_and_run_again_gives_the_same_shar
 
     files = ("unordered.tmp", "train-00000.bin", "decide-00000.idx", "validation.jsonl.zst", "manifest.json")
     moments = [{"at": "open", "match": file} for file in files]
-    moments += [{"at": "inheritune.data.tokenizer:TextTokenizer.encodings"}]
+    moments += [{"at": "inheritune.data.tokenizer:TextTokenizer.encode_batch"}]
     moments += [{"at": "inheritune.data.encoding:Encoded.add", "count": count} for count in (1, 60)]
     moments += [{"at": "rename", "match": "parts$"}]
     for moment in moments:

@@ -70,7 +70,7 @@ def test_a_search_is_stopped_in_the_preparation_of_data_in_scoring_and_from_outs
     search, whole_search, start, finish, differences, tmp_path
 ):
     words = search(tmp_path / "parts")
-    finish(words, {"at": "inheritune.data.tokenizer:TextTokenizer.encodings", "do": TERM}, code=4)
+    finish(words, {"at": "inheritune.data.tokenizer:TextTokenizer.encode_batch", "do": TERM}, code=4)
     finish(words, {"at": "inheritune.growth.scoring:score_documents", "do": TERM}, code=4)
     finish(words, {"at": "open", "match": "round-1/.result.json", "do": TERM}, code=4)
     for number, sign in ((signal.SIGTERM, "round-2"), (signal.SIGINT, "scratch")):  # and from outside

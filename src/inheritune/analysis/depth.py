@@ -97,14 +97,13 @@ class _Replay:
         self._rests[index] = None if isinstance(output, Tensor) else tuple(output[1:])
 
     def from_state(self, ids_BT: Tensor, state_BTD: Tensor, begin: int) -> Tensor:
-        """The body's last state where layers from ``begin`` on run on a state; with L only the final norm does."""
+        """The body's last state where layers from ``begin`` on run on a state.
+
+        With ``begin`` L only the final norm runs; on the state before layer ``begin - 1`` that layer is left out.
+        """
         with self._handing_through(range(begin), state_BTD):
             last_BTD: Tensor = self.body(ids_BT)
         return last_BTD
-
-    def without(self, ids_BT: Tensor, state_BTD: Tensor, layer: int) -> Tensor:
-        """The body's last state where the layers behind ``layer`` run on the state before it."""
-        return self.from_state(ids_BT, state_BTD, layer + 1)
 
     @contextmanager
     def _handing_through(self, layers: range, state_BTD: Tensor) -> Iterator[None]:
@@ -180,23 +179,28 @@ def _measure(
             torch.tensor([index for _, index, _ in batch])[:, None].expand(scored_BT.shape)[scored_BT.cpu()].numpy()
         )
 
-        def add(sums: npt.NDArray[np.float64], last_BTD: Tensor) -> None:
-            nats_N = nats_by_chunks(replay.head, last_BTD[scored_BT], targets_BT[scored_BT])  # noqa: B023
-            sums[:, 0] += np.bincount(owners_N, nats_N.double().cpu().numpy(), count)  # noqa: B023
-            sums[:, 1] += np.bincount(owners_N, minlength=count)  # noqa: B023
-
         states, last_BTD = replay.states(ids_BT)
         _require_finite(states)
         _require_whole(replay.from_state(ids_BT, states[-1], depth), last_BTD)
-        add(prefixes[depth], last_BTD)
-        for layer in range(depth):
-            add(prefixes[layer], replay.from_state(ids_BT, states[layer], depth))
-            add(without[layer], replay.without(ids_BT, states[layer], layer))
+        for layer, state_BTD in enumerate(states):
+            prefix_BTD = last_BTD if layer == depth else replay.from_state(ids_BT, state_BTD, depth)
+            prefixes[layer] += _sums(replay.head, prefix_BTD[scored_BT], targets_BT[scored_BT], owners_N, count)
+            if layer < depth:
+                rest_BTD = replay.from_state(ids_BT, state_BTD, layer + 1)
+                without[layer] += _sums(replay.head, rest_BTD[scored_BT], targets_BT[scored_BT], owners_N, count)
         cosine_sums, angle_sums = _turns([state[scored_BT] for state in states])
         cosines, angles = cosines + cosine_sums, angles + angle_sums
     tokens = prefixes[depth, :, 1].sum()
-    hidden = np.where(np.triu(np.ones_like(angles), 1) > 0, angles / tokens, np.nan)
-    return Depths(prefixes[depth], prefixes, without, 1 - cosines / tokens, hidden)
+    mean_angles = np.where(np.triu(np.ones_like(angles), 1) > 0, angles / tokens, np.nan)
+    return Depths(prefixes[depth], prefixes, without, 1 - cosines / tokens, mean_angles)
+
+
+def _sums(
+    head: nn.Module, states_ND: Tensor, targets_N: Tensor, owners_N: npt.NDArray[np.int64], count: int
+) -> npt.NDArray[np.float64]:
+    """Nats and tokens of each document, from the body's last states of the scored positions; (documents, 2)."""
+    nats_N = nats_by_chunks(head, states_ND, targets_N).double().cpu().numpy()
+    return np.stack([np.bincount(owners_N, nats_N, count), np.bincount(owners_N, minlength=count)], axis=1)
 
 
 def _require_finite(states: list[Tensor]) -> None:

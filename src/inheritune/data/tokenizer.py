@@ -55,11 +55,8 @@ class TextTokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[npt.NDArray[np.uint32]]:
         """Token ids of each text, on all threads."""
-        return [ids_of(encoding) for encoding in self.encodings(texts)]
-
-    def encodings(self, texts: Sequence[str]) -> list[Any]:
-        """What the tokenizer makes of each text, on all threads and outside of Python's lock; see ``ids_of``."""
-        return list(self.backend.encode_batch_fast(list(texts), add_special_tokens=False))
+        encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)  # outside of Python's lock
+        return [np.frombuffer(array("I", each.ids), dtype=np.uint32) for each in encodings]
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Token ids of a text, and the characters [begin, end) that each token spells."""
@@ -69,11 +66,6 @@ class TextTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, special tokens written out."""
         return str(self.backend.decode([int(each) for each in ids], skip_special_tokens=False))
-
-
-def ids_of(encoding: Any) -> npt.NDArray[np.uint32]:
-    """The token ids of one text."""
-    return np.frombuffer(array("I", encoding.ids), dtype=np.uint32)
 
 
 def open_tokenizer(folder: str | Path) -> TextTokenizer:
