@@ -88,7 +88,7 @@ def figures(told: dict[str, Any], shape: Shape, own: dict[str, Any]) -> dict[str
         "utilisation": shape.step_flops() / step_s / (own[precision]["peak_gflops"] * 1e9),
         "peak_memory_bytes": told["peak_memory_bytes"],
         "compile_s": told["first_step_s"] - step_s,
-        "last_loss": told["losses"][-1],
+        "losses": told["losses"],
         **({"choices": told["choices"]} if "choices" in told else {}),
     }
 

@@ -254,6 +254,7 @@ CONTENDERS: dict[str, Callable[[Shape, int, Path], dict[str, Any]]] = {
     "ours": lambda *given: ours(*given, {}),
     "ours, not deterministic": lambda *given: ours(*given, {"deterministic": False}),
     "ours, float32": lambda *given: ours(*given, {"precision": "float32"}),
+    "ours, micro-batch 8": lambda *given: ours(*given, {"micro_batch": 8}),
     "ours, for 24 GB": lambda *given: ours(
         *given, {"micro_batch": 1, "moments": "8bit", "activation_checkpointing": True}
     ),

@@ -78,7 +78,7 @@ SHAPES = {
     "llama": Shape("llama", 288, 6, 6, 768, 32_000, 256, 16),
     "gpt2": Shape("gpt2", 768, 12, 12, 3072, 50_257, 512, 8),
     "tiny": Shape("llama", 128, 4, 4, 344, 4_096, 256, 16),
-    "llama-1.8b": Shape("llama", 3200, 13, 32, 8640, 32_000, 2048, 8, tied=False, micro_batches=8),
+    "llama-1.8b": Shape("llama", 3200, 13, 32, 8640, 32_000, 2048, 4, tied=False, micro_batches=16),
     "gpt2-xl": Shape("gpt2", 1600, 48, 25, 6400, 50_257, 1024, 8, micro_batches=16),
 }
 """The CPU's three, and the GPU's two: the paper's child (half of OpenLLaMA-3B) and GPT-2 XL, with the paper's 131,072
