@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         TrainingError,
     )
     from inheritune.evaluation.compare import evaluate
+    from inheritune.evaluation.downstream import evaluate_tasks
     from inheritune.job import grow
     from inheritune.recipe import Recipe, TrainRecipe
     from inheritune.reporting.page import report
@@ -40,6 +41,7 @@ _HOMES = {
     "analyze": "analysis.analyze",
     "diagnose": "surgery.doctor",
     "evaluate": "evaluation.compare",
+    "evaluate_tasks": "evaluation.downstream",
     "grow": "job",
     "inherit": "surgery.transplant",
     "prepare": "data.shards",
@@ -61,6 +63,7 @@ __all__ = [
     "analyze",
     "diagnose",
     "evaluate",
+    "evaluate_tasks",
     "grow",
     "inherit",
     "prepare",

@@ -166,3 +166,34 @@ def test_passes_are_cut_to_the_widest_activation(build_model):
     model = build_model("llama")
     widest = 64
     assert attention.sequences_at_once(model, 100) == attention.VALUES_AT_ONCE // (100 * widest)
+
+
+def test_passes_shrink_where_memory_runs_out(build_model, tmp_path, monkeypatch):
+    build_model("llama").save_pretrained(tmp_path)
+    ids = torch.randint(256, (7, 12), generator=torch.Generator().manual_seed(0))
+    whole = measure_attention(tmp_path, ids)
+    run, sizes = LayerStream.run, []
+
+    def tight(self, part, *given, **named):
+        found = run(self, part, *given, **named)  # layers have been looked at when memory runs out
+        if len(part) > 2:
+            raise torch.OutOfMemoryError("no room")
+        sizes.append(len(part))
+        return found
+
+    monkeypatch.setattr(LayerStream, "run", tight)
+    again = measure_attention(tmp_path, ids)
+    assert sum(sizes) == 7
+    assert [each.ranks for each in again] == [pytest.approx(each.ranks) for each in whole]
+    assert [each.masses for each in again] == [pytest.approx(each.masses) for each in whole]
+
+
+def test_one_sequence_that_does_not_fit_is_an_error(build_model, tmp_path, monkeypatch):
+    build_model("llama").save_pretrained(tmp_path)
+
+    def full(self, part, *given, **named):
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(LayerStream, "run", full)
+    with pytest.raises(EvaluationError, match="not enough memory for the attention of one sequence of 12 tokens"):
+        measure_attention(tmp_path, torch.zeros(4, 12, dtype=torch.long))

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from inheritune.analysis import depth
 from inheritune.analysis.depth import measure_depths
 from inheritune.errors import EvaluationError
 from inheritune.evaluation.statistics import token_mean
@@ -131,3 +132,39 @@ def test_a_model_whose_end_does_not_follow_from_its_last_layer_is_refused(build_
     model.model.norm.register_forward_pre_hook(lambda _n, given: (given[0] + first[-1],))
     with pytest.raises(EvaluationError, match=r"does not follow from its last layer's alone.*--no-depth"):
         measure_depths(model, documents, sequence_length=WINDOW)
+
+
+def test_batches_shrink_where_memory_runs_out(build_model, documents, monkeypatch):
+    model = build_model("llama")
+    whole = measure_depths(model, documents, sequence_length=16)
+    measure, sizes = depth._measure_batch, []
+
+    def tight(replay, texts, batch):
+        if len(batch) > 2:
+            raise torch.OutOfMemoryError("no room")
+        sizes.append(len(batch))
+        return measure(replay, texts, batch)
+
+    monkeypatch.setattr(depth, "_measure_batch", tight)
+    again = measure_depths(model, documents, sequence_length=16)
+    assert max(sizes) == 2
+    assert again.prefixes == pytest.approx(whole.prefixes, rel=1e-5)
+    assert again.without == pytest.approx(whole.without, rel=1e-5)
+
+
+def test_one_window_that_does_not_fit_is_an_error(build_model, documents, monkeypatch):
+    def full(replay, texts, batch):
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(depth, "_measure_batch", full)
+    with pytest.raises(EvaluationError, match="not enough memory for the states of one window of 16 tokens"):
+        measure_depths(build_model("llama"), documents, sequence_length=16)
+
+
+def test_another_error_is_not_taken_for_memory(build_model, documents, monkeypatch):
+    def broken(replay, texts, batch):
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr(depth, "_measure_batch", broken)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        measure_depths(build_model("llama"), documents, sequence_length=16)

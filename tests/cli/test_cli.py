@@ -1,10 +1,12 @@
 """The command line as a user meets it: what it prints, and the codes it ends with."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -182,3 +184,23 @@ def test_ctrl_c_promises_to_go_on_only_where_there_is_something_to_go_on_with(wo
     monkeypatch.setattr(cli, "build_app", lambda: interrupted)
     assert run(*words) == code
     assert said in capsys.readouterr().err
+
+
+def test_eval_of_a_file_of_prompts_from_the_command_line(save_reference, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_reference("llama", tmp_path / "reference")
+    rows = [
+        {"query": f"the layer {number}", "choices": ["falls", "grows slowly"], "gold": number % 2}
+        for number in range(6)
+    ]
+    Path("mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert run("eval", "reference", "--task", "mine.jsonl", "--out", "scores", "--verify", "3") == 0
+    out = capsys.readouterr().out
+    assert "mine" in out
+    assert "prompts are those of mine.jsonl" in out
+    assert "6 continuations of 3 items by both engines" in out
+    assert json.loads(Path("scores/downstream.json").read_text())["suite"] == "mine.jsonl"
+    assert run("eval", "reference", "--suite", "paper", "--task", "mine.jsonl") == 2
+    assert "--suite names tasks already" in capsys.readouterr().err
+    assert run("eval", "reference", "--suite", "sgnal") == 2
+    assert "there is no suite 'sgnal'" in capsys.readouterr().err

@@ -247,3 +247,50 @@ def test_an_analysis_of_attention_alone_is_shown(make_run):
     (run / "analysis" / "analysis.json").write_text(json.dumps(analysis))
     html = report(run).read_text()
     assert "Lazy layers: 0" in html and "loss without a layer" not in html
+
+
+def some_scores(name):
+    def score(value, at_floor, metric="acc"):
+        floor = 8.0 if metric == "bits_per_byte" else 0.5
+        return {"metric": metric, "items": 100, "score": value, "stderr": 0.04, "floor": floor, "at_floor": at_floor}
+
+    interval = {"mean": -0.1, "low": -0.2, "high": 0.05}
+    alone = {"only_model": 3, "only_against": 13, "p_value": 0.021}
+    difference = {"model": name, "against": "big", "interval": interval, "metric": "acc", **alone}
+    return {
+        "suite": "paper",
+        "window": 2048,
+        "limit": 7,
+        "engine": "ours",
+        "reference": "big",
+        "names": {name: "short", "big": "big"},
+        "scores": {
+            name: [{"task": "piqa", **score(0.52, True)}, {"task": "wikitext", **score(1.25, False, "bits_per_byte")}],
+            "big": [{"task": "piqa", **score(0.77, False)}, {"task": "wikitext", **score(1.0, False, "bits_per_byte")}],
+        },
+        "differences": [
+            {"task": "piqa", **difference},
+            {"task": "wikitext", **difference, "metric": "bits_per_byte", **dict.fromkeys(alone)},
+        ],
+        "averages": {name: [{"tasks": ["piqa", "wsc"], "interval": interval, "at_floor": ["piqa"]}]},
+        "rules": [{"model": name, "task": "piqa", "paper": True, "ours": "not shown"}],
+        "published": {"OPT": {"piqa": 0.718}},
+        "published_source": "a paper",
+        "notes": [f"{name}: a note"],
+    }
+
+
+def test_downstream_scores_in_the_run_are_shown_with_their_floors(make_run):
+    run = make_run()
+    assert "<h2>Tasks</h2>" not in report(run).read_text()
+    (run / "evaluation").mkdir()
+    (run / "evaluation" / "downstream.json").write_text(json.dumps(some_scores(ATTACK)))
+    html = report(run).read_text()
+    _assert_offline(html)
+    assert "<h2>Tasks</h2>" in html and "the first 7 items of each only" in html
+    assert '<td class="soft">52.0 ± 4.0 *</td><td>77.0 ± 4.0</td><td>71.8</td>' in html
+    assert "<td>1.250 ± 0.040</td>" in html and "<td>8.000</td>" in html
+    assert "not distinguishable from the floor on 1: piqa" in html
+    assert "<td>-10.0 [-20.0, +5.0]</td><td>short minus big</td><td>3, 13</td><td>0.021</td>" in html
+    assert "1 of 1 tasks. By ours" in html
+    assert "percentage points" in html

@@ -11,7 +11,7 @@ formula as printed, which takes them in order, says nothing).
 # S sequences, H heads, T tokens of a sequence, N matrices.
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from inheritune.errors import EvaluationError
+from inheritune.machine.memory import is_out_of_memory
 from inheritune.surgery.anatomy import layer_modules
 from inheritune.surgery.folder import check_files, load_model, quiet
 from inheritune.surgery.layer_stream import LayerStream, NotByLayer
@@ -133,7 +134,11 @@ class _Heads:
         """All of a layer's modules have run on these sequences; its tensors may be let go."""
         self._seen.clear()
         if parts := self._parts.pop(layer, None):
-            found_2H = torch.cat(parts, dim=1)
+            self.add({layer: torch.cat(parts, dim=1)})
+
+    def add(self, sums: Mapping[int, Tensor]) -> None:
+        """Further sums of layers."""
+        for layer, found_2H in sums.items():
             self.sums[layer] = self.sums[layer] + found_2H if layer in self.sums else found_2H
 
 
@@ -216,9 +221,24 @@ def _measure(model: Any, run: Callable[[Tensor], None], ids_ST: Tensor, energy: 
     for ask in (False, True):
         heads = _Heads(energy)
         _show_weights(model, ask=ask)
-        for part_ST in ids_ST.split(sequences_at_once(model, ids_ST.shape[1])):
-            with _watched(model, heads, *part_ST.shape), torch.no_grad():
-                run(part_ST)
+        waiting = list(ids_ST.split(sequences_at_once(model, ids_ST.shape[1])))
+        while waiting:
+            part_ST = waiting.pop(0)
+            found = _Heads(energy)
+            try:
+                with _watched(model, found, *part_ST.shape), torch.no_grad():
+                    run(part_ST)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                if len(part_ST) == 1:
+                    raise EvaluationError(
+                        f"not enough memory for the attention of one sequence of {part_ST.shape[1]} tokens. Give "
+                        "shorter ones (--length), or use a machine with more memory."
+                    ) from error
+                waiting[:0] = part_ST.split(-(-len(part_ST) // 2))
+                continue
+            heads.add(found.sums)
         if heads.sums:
             means = {layer: (sums_2H / len(ids_ST)).tolist() for layer, sums_2H in heads.sums.items()}
             no_heads: list[list[float]] = [[], []]

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from inheritune.errors import EvaluationError
 from inheritune.evaluation.token_loss import Window, cut_windows, fill_batch, nats_by_chunks
 from inheritune.machine.head import split_head
+from inheritune.machine.memory import is_out_of_memory
 from inheritune.surgery.anatomy import layer_modules
 
 VALUES_AT_ONCE = 2**27
@@ -55,6 +56,7 @@ class _Replay:
 
     def __init__(self, model: Any, ids_1T: Tensor) -> None:
         self.layers = layer_modules(model)
+        self.device = ids_1T.device
         self._rests: dict[int, Any] = {}
         split = split_head(model)
         if split is None:
@@ -162,37 +164,55 @@ def _measure(
     documents: Sequence[npt.NDArray[np.integer]],
     windows: list[Window],
 ) -> Depths:
-    device = next(model.parameters()).device
-    replay = _Replay(model, fill_batch(documents, windows[:1])[0].to(device))
+    replay = _Replay(model, fill_batch(documents, windows[:1])[0].to(next(model.parameters()).device))
     depth, count = len(replay.layers), len(documents)
     prefixes, without = np.zeros((depth + 1, count, 2)), np.zeros((depth, count, 2))
     cosines, angles = np.zeros(depth), np.zeros((depth + 1, depth + 1))
-    width = model.get_input_embeddings().weight.shape[1]
-    tokens_at_once = VALUES_AT_ONCE // ((depth + 1) * width)
+    tokens_at_once = VALUES_AT_ONCE // ((depth + 1) * model.get_input_embeddings().weight.shape[1])
     position = 0
     while position < len(windows):
         batch = windows[position : position + max(1, tokens_at_once // windows[position][0])]
+        try:
+            found = _measure_batch(replay, documents, batch)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            if len(batch) == 1:
+                raise EvaluationError(
+                    f"not enough memory for the states of one window of {batch[0][0]} tokens. Leave depths out "
+                    "(--no-depth), or use a machine with more memory."
+                ) from error
+            tokens_at_once = batch[0][0] * (len(batch) // 2)
+            continue
         position += len(batch)
-        ids_BT, targets_BT = (each.to(device) for each in fill_batch(documents, batch))
-        scored_BT = targets_BT >= 0
-        owners_N = (
-            torch.tensor([index for _, index, _ in batch])[:, None].expand(scored_BT.shape)[scored_BT.cpu()].numpy()
-        )
-
-        states, last_BTD = replay.states(ids_BT)
-        _require_finite(states)
-        _require_whole(replay.from_state(ids_BT, states[-1], depth), last_BTD)
-        for layer, state_BTD in enumerate(states):
-            prefix_BTD = last_BTD if layer == depth else replay.from_state(ids_BT, state_BTD, depth)
-            prefixes[layer] += _sums(replay.head, prefix_BTD[scored_BT], targets_BT[scored_BT], owners_N, count)
-            if layer < depth:
-                rest_BTD = replay.from_state(ids_BT, state_BTD, layer + 1)
-                without[layer] += _sums(replay.head, rest_BTD[scored_BT], targets_BT[scored_BT], owners_N, count)
-        cosine_sums, angle_sums = _turns([state[scored_BT] for state in states])
-        cosines, angles = cosines + cosine_sums, angles + angle_sums
+        for total, more in zip((prefixes, without, cosines, angles), found, strict=True):
+            total += more
     tokens = prefixes[depth, :, 1].sum()
     mean_angles = np.where(np.triu(np.ones_like(angles), 1) > 0, angles / tokens, np.nan)
     return Depths(prefixes[depth], prefixes, without, 1 - cosines / tokens, mean_angles)
+
+
+def _measure_batch(
+    replay: _Replay, documents: Sequence[npt.NDArray[np.integer]], batch: Sequence[Window]
+) -> tuple[npt.NDArray[np.float64], ...]:
+    """What some windows add: sums of prefixes (K, documents, 2), without layers (L, documents, 2), cosines, angles."""
+    depth, count = len(replay.layers), len(documents)
+    ids_BT, targets_BT = (each.to(replay.device) for each in fill_batch(documents, batch))
+    scored_BT = targets_BT >= 0
+    owners_N = torch.tensor([index for _, index, _ in batch])[:, None].expand(scored_BT.shape)[scored_BT.cpu()].numpy()
+
+    def sums(states_BTD: Tensor) -> npt.NDArray[np.float64]:
+        return _sums(replay.head, states_BTD[scored_BT], targets_BT[scored_BT], owners_N, count)
+
+    states, last_BTD = replay.states(ids_BT)
+    _require_finite(states)
+    _require_whole(replay.from_state(ids_BT, states[-1], depth), last_BTD)
+    prefixes = [
+        sums(last_BTD if layer == depth else replay.from_state(ids_BT, state_BTD, depth))
+        for layer, state_BTD in enumerate(states)
+    ]
+    without = [sums(replay.from_state(ids_BT, state_BTD, layer + 1)) for layer, state_BTD in enumerate(states[:depth])]
+    return np.stack(prefixes), np.stack(without), *_turns([state[scored_BT] for state in states])
 
 
 def _sums(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from inheritune.errors import EvaluationError
+from inheritune.evaluation.damage import said_of_damage
 from inheritune.machine.head import SplitModel, split_head
 from inheritune.machine.memory import is_out_of_memory
 
@@ -139,10 +140,7 @@ def score_documents(
         model.train(was_training)
     if not np.isfinite(sums).all():
         bad = int(np.flatnonzero(~np.isfinite(sums[:, 0]))[0])
-        raise EvaluationError(
-            f"the loss on document {bad} is not finite. The model's weights or its precision are damaged: "
-            "check the model with another text, in float32."
-        )
+        raise EvaluationError(f"the loss on document {bad} is not finite. {said_of_damage(model)}")
     return sums
 
 

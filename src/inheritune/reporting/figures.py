@@ -179,7 +179,13 @@ def loss_figure(
         return _svg(figure, name, description)
 
 
-def forest_figure(groups: Sequence[Group], *, name: str, description: str = "") -> str:
+def forest_figure(
+    groups: Sequence[Group],
+    *,
+    name: str,
+    description: str = "",
+    axis: str = "nats per token; left of zero the child is better",
+) -> str:
     """Differences with their intervals as an SVG string; each group has its own scale, a zero line and its margin."""
     groups = [group for group in groups if group.rows]
     heights = [len(group.rows) + 1.6 for group in groups]
@@ -212,7 +218,7 @@ def forest_figure(groups: Sequence[Group], *, name: str, description: str = "") 
             axes.tick_params(axis="y", length=0)
             axes.grid(axis="x", color=INK, alpha=0.12, lw=0.6)
         if groups:
-            panels[-1].set_xlabel("nats per token; left of zero the child is better")
+            panels[-1].set_xlabel(axis)
         return _svg(figure, name, description)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from inheritune.reporting.downstream import downstream_view
 from inheritune.reporting.figures import Curve, Group, Mark, Row, forest_figure, loss_figure
 from inheritune.reporting.layers import analysis_view
 from inheritune.reporting.record import RunRecord, pick
@@ -46,6 +47,7 @@ def run_view(record: RunRecord) -> dict[str, Any]:
         "provenance": provenance(record),
         "certificate": certificate(record.certificate),
         "analysis": analysis_view(record.analysis),
+        "downstream": downstream_view(record.downstream),
         "probes": {stage: facts(dict(probe)) for stage, probe in record.probes.items()},
         "events": record.events,
         "command": command_line(record.provenance.get("command")),

@@ -26,6 +26,8 @@ class RunRecord:
     certificate: Mapping[str, Any]
     analysis: Mapping[str, Any]
     """What ``analyze`` has written into the folder; empty where it has not been run."""
+    downstream: Mapping[str, Any]
+    """What ``eval --suite`` has written into it; likewise."""
     notes: tuple[str, ...]
 
     @property
@@ -109,6 +111,7 @@ def read_run(folder: Path) -> RunRecord:
         probes=probes,
         certificate=_mapping(folder / "model" / "certificate.json"),
         analysis=_mapping(folder / "analysis" / "analysis.json"),
+        downstream=_mapping(folder / "evaluation" / "downstream.json"),
         notes=tuple(notes),
     )
 

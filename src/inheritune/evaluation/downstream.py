@@ -1,0 +1,158 @@
+"""Downstream tasks: models and tasks in, scores that say what they are worth out."""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from inheritune import runs
+from inheritune.data.tokenizer import open_tokenizer
+from inheritune.errors import DataError, EvaluationError, RecipeError
+from inheritune.evaluation import tasks
+from inheritune.evaluation.agreement import Agreement, agreement
+from inheritune.evaluation.compare import fewest_positions
+from inheritune.evaluation.harness import Engine, Item, Run, Tasks
+from inheritune.evaluation.judging import judge
+from inheritune.evaluation.published import published
+from inheritune.evaluation.scores import Downstream
+from inheritune.machine.probe import best_device
+from inheritune.surgery.folder import build_config, load_model, read_config, resolve
+from inheritune.surgery.positions import check_positions
+
+WINDOW = 2048
+"""Most positions of one input, or the fewest that a model has; one for all models: wikitext's loss depends on it."""
+
+
+def evaluate_tasks(
+    model: str | Path | Sequence[str | Path],
+    *,
+    suite: str | Sequence[str] = "signal",
+    data: str | Path | None = None,
+    against: str | Path | Sequence[str | Path] = (),
+    window: int | None = None,
+    engine: Engine = "ours",
+    verify: int = 0,
+    limit: int | None = None,
+    with_published: bool | None = None,
+    out: str | Path | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Downstream:
+    """Score models on downstream tasks, paired item by item.
+
+    Args:
+        model: a folder or hub id, or several.
+        suite: "paper", "fineweb" or "signal", or task names (of ours, of lm_eval, or ``.jsonl`` files of prompts).
+        data: folder with each task's rows; None reads from the hub.
+        against: models to compare with, the reference first.
+        window: most positions of one input; default 2048, or the fewest that a model has.
+        engine: "ours", or "harness" for lm_eval's own forward pass.
+        verify: items of each part that both engines score, to be compared.
+        limit: the first so many items of each part; None is all.
+        with_published: put the paper's printed scores beside; by default with the suite "paper".
+        out: folder for ``downstream.json`` and ``downstream.csv``.
+        progress: called with the number of continuations that were scored.
+
+    Raises:
+        RecipeError: no such suite or engine, or a window beyond a model's table of positions.
+        DataError: see ``tasks.choose``.
+        EvaluationError: lm_eval is not installed, a model without a tokenizer, or see ``Scorer.score``.
+    """
+    names = _names(suite)
+    if engine not in ("ours", "harness"):
+        raise RecipeError(f"there is no engine {engine!r}. Choose ours or harness.")
+    for value, least, what in ((limit, 2, "limit"), (window, 1, "window")):
+        if value is not None and value < least:
+            raise RecipeError(f"a {what} of {value} leaves nothing that a score can be made of. Give {least} or more.")
+    models = [str(each) for each in ([model] if isinstance(model, str | Path) else model)]
+    others = [str(each) for each in ([against] if isinstance(against, str | Path) else against)]
+    folders = {name: resolve(name) for name in dict.fromkeys(models + others)}
+    with tempfile.TemporaryDirectory() as written:
+        chosen = tasks.choose(names, Path(written), data=Path(data) if data else None)
+        loaded = Tasks(chosen, Path(written))
+        found: dict[str, Run] = {}
+        checked: dict[str, Agreement] = {}
+        notes = [f"{each.name}: {note}" for each in chosen for note in each.notes]
+        shared = window or min(WINDOW, *(_positions(folder) for folder in folders.values()))
+        for name, folder in folders.items():
+            network = load_model(folder).to(best_device()).eval()
+            if said := check_positions(network, shared):
+                notes.append(f"{name}: {said}")
+            tokenizer = _tokenizer(name, folder)
+            found[name] = loaded.run(network, tokenizer, window=shared, engine=engine, limit=limit, progress=progress)
+            notes += [f"{name}: {each}" for each in _tally_notes(found[name])]
+            if verify:
+                both = [
+                    loaded.run(network, tokenizer, window=shared, engine=each, limit=verify)
+                    for each in ("ours", "harness")
+                ]
+                checked[name] = agreement(*both)
+            del network
+    metrics = {each.name: each.metric or _first_metric(found[models[0]].items[each.name]) for each in chosen}
+    source, printed = published()
+    wanted = suite == "paper" if with_published is None else with_published
+    result = judge(
+        found, metrics, models, others,
+        suite=suite if isinstance(suite, str) else ", ".join(names), window=shared, engine=engine, limit=limit,
+        notes=tuple(notes), agreement=checked,
+        published={each.model: dict(each.scores) for each in printed} if wanted else {},
+        published_source=source if wanted else None,
+    )  # fmt: skip
+    if out:
+        runs.write_json(Path(out) / "downstream.json", result.to_json())
+        runs.write_text(Path(out) / "downstream.csv", result.to_csv())
+    return result
+
+
+def _names(suite: str | Sequence[str]) -> tuple[str, ...]:
+    """The tasks of a suite, or tasks as they are named."""
+    if not isinstance(suite, str):
+        if not suite:
+            raise RecipeError(f"no task named. Name some, or a suite: {', '.join(tasks.SUITES)}.")
+        return tuple(suite)
+    if suite not in tasks.SUITES:
+        raise RecipeError(f"there is no suite {suite!r}. Choose {', '.join(tasks.SUITES)}, or name tasks with --task.")
+    return tasks.SUITES[suite]
+
+
+def _positions(folder: Path) -> int:
+    """Positions of a model, by its config alone."""
+    return fewest_positions(SimpleNamespace(config=build_config(read_config(folder))))
+
+
+def _tokenizer(name: str, folder: Path) -> Any:
+    """A model's own tokenizer, as lm_eval takes it: its special tokens are its own affair.
+
+    Raises:
+        EvaluationError: there is none.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        open_tokenizer(folder)
+    except DataError as error:
+        raise EvaluationError(f"{name} cannot be given text: {error}") from error
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+def _tally_notes(run: Run) -> list[str]:
+    """What the scorer had to do."""
+    notes = []
+    if run.tally.cut_pairs:
+        notes.append(
+            f"{run.tally.cut_pairs:,} continuations have a context that is longer than the window; its end is kept"
+        )
+    if run.tally.pairs and not run.tally.shares_prefixes:
+        notes.append("its cache does not give its own log-probabilities back, so shared prefixes are computed anew")
+    return notes
+
+
+def _first_metric(items: Sequence[Item]) -> str:
+    """The metric of a task that our table does not have."""
+    known = [name for name in ("acc", "exact_match", "bits_per_byte") if name in items[0].metrics]
+    plain = [name for name, value in items[0].metrics.items() if isinstance(value, float)]
+    if not (known or plain):
+        raise EvaluationError(
+            f"{items[0].part} has no metric that is a mean over items: {', '.join(items[0].metrics)}."
+        )
+    return (known or plain)[0]

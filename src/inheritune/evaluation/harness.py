@@ -1,0 +1,225 @@
+"""lm_eval at arm's length: its tasks, prompts and metrics with our forward pass, or with its own.
+
+All that is known of lm_eval stands here. What comes back is plain: for every task its items, for every item what the
+model said of each continuation and the metrics that lm_eval made of it.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+from unittest.mock import patch
+
+import numpy as np
+
+from inheritune.errors import DataError, EvaluationError
+from inheritune.evaluation.scorer import Answer, Scorer, Tally
+from inheritune.evaluation.tasks import Chosen
+
+Engine = Literal["ours", "harness"]
+
+HARNESS_BATCH = 16
+"""Requests of one batch of lm_eval's own model."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One item of a task, and what a model made of it."""
+
+    part: str
+    """Name of lm_eval's task."""
+    document: str
+    """lm_eval's hash of the row."""
+    prompt: str
+    """lm_eval's hash of the prompt."""
+    target: Any
+    """Index of the right choice, or the text that should follow."""
+    choices: tuple[str, ...]
+    """Continuations, or contexts where those are what differs."""
+    answers: tuple[Answer, ...]
+    """What the model says of each."""
+    metrics: Mapping[str, Any]
+    """Name to a number, or to (sum, weight)."""
+    truths: tuple[int, ...] = ()
+    """Indices of all right choices, where a task has several."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one model made of some tasks."""
+
+    items: Mapping[str, tuple[Item, ...]]
+    """Name of a task as chosen -> its items."""
+    tally: Tally
+    versions: Mapping[str, Any]
+    """lm_eval's version of each task."""
+
+
+class Tasks:
+    """Tasks with their data, loaded once for all models."""
+
+    def __init__(self, chosen: Sequence[Chosen], folder: Path) -> None:
+        """Load tasks, from the files that ``tasks.choose`` has written, and from lm_eval's own for the others.
+
+        Raises:
+            DataError: the data of a task cannot be had, or lm_eval knows no such task.
+        """
+        from lm_eval.tasks import TaskManager  # seconds: not before it is needed
+
+        self.chosen = tuple(chosen)
+        parts = [part for each in chosen for part in each.parts]
+        written = {path.stem for path in folder.glob("*.yaml")}
+        with _quiet():
+            manager = TaskManager(include_path=str(folder), include_defaults=bool(set(parts) - written))
+            unknown = [part for part in parts if part not in manager.all_tasks]
+            if unknown:
+                raise DataError(f"lm_eval has no task {', '.join(unknown)}. See its list: lm_eval ls tasks")
+            try:
+                loaded = manager.load(parts)
+            except Exception as error:  # data sets raise what their loaders like; the cause is kept
+                raise DataError(
+                    f"the data of {', '.join(each.name for each in chosen)} cannot be read: {type(error).__name__}: "
+                    f"{error}. Without a network, name a folder with --data."
+                ) from error
+        self.loaded = loaded
+        self.groups = {
+            each.name: tuple(_leaves(each.parts, loaded.get("group_map", {}))) if each.metric is None else each.parts
+            for each in self.chosen
+        }
+
+    def run(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        window: int,
+        engine: Engine = "ours",
+        limit: int | None = None,
+        batch: int = HARNESS_BATCH,
+        progress: Callable[[int], None] | None = None,
+    ) -> Run:
+        """Let one model do the tasks.
+
+        Args:
+            model: a Hugging Face causal language model, float32.
+            tokenizer: its Hugging Face tokenizer.
+            window: most positions of one input.
+            engine: whose forward pass.
+            limit: the first so many items of each part; None is all.
+            batch: requests of a batch of lm_eval's own.
+            progress: called with the number of continuations that were scored; ours alone.
+
+        Raises:
+            EvaluationError: see ``Scorer.score``; a task that needs generation.
+        """
+        from lm_eval.defaults import DEFAULT_OTHER_SEED
+        from lm_eval.evaluator import evaluate
+
+        with _quiet():
+            wrapped = _wrap(model, tokenizer, window, engine, batch, progress)
+            for task in self.loaded["tasks"].values():  # as lm_eval's own command does, for each model anew
+                task.set_config("num_fewshot", task.get_config("num_fewshot") or 0)
+                task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
+            told = evaluate(lm=wrapped, task_dict=self.loaded, limit=limit, bootstrap_iters=0, log_samples=True)
+        assert told is not None, "one process has all results"
+        items = {
+            name: tuple(_item(part, sample) for part in parts for sample in told["samples"][part])
+            for name, parts in self.groups.items()
+        }
+        tally = wrapped.scorer.tally if engine == "ours" else Tally()
+        return Run(items, tally, dict(told["versions"]))
+
+
+def _leaves(names: Sequence[str], children: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """Tasks under some names; a group stands for its parts."""
+    for name in names:
+        yield from _leaves(children[name], children) if name in children else (name,)
+
+
+def _wrap(
+    model: Any, tokenizer: Any, window: int, engine: Engine, batch: int, progress: Callable[[int], None] | None
+) -> Any:
+    """The model as lm_eval asks it, with our forward pass or with its own."""
+    from lm_eval.models.huggingface import HFLM
+
+    class Ours(HFLM):  # type: ignore[misc]
+        """Its tokenising and its windows, our log-probabilities."""
+
+        scorer: Scorer
+
+        def _loglikelihood_tokens(self, requests: Any, **_given: Any) -> list[tuple[float, bool]]:
+            pairs = [(context, continuation) for _, context, continuation in requests]
+            answers = self.scorer.score(pairs, progress=progress)
+            return [(answer.log_probability, answer.is_greedy) for answer in answers]
+
+        def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+            found: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=True)
+            return found
+
+        def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = True) -> list[float]:
+            found: list[float] = super().loglikelihood_rolling(requests, disable_tqdm=True)
+            return found
+
+        def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
+            names = ", ".join(sorted({each.task_name for each in requests}))
+            raise EvaluationError(f"{names} writes text, which the fast scorer does not. Add --engine harness.")
+
+    given = {
+        "pretrained": model, "tokenizer": tokenizer, "max_length": window, "softmax_dtype": "float32",
+        "batch_size": batch if engine == "harness" else 2**20,
+    }  # fmt: skip
+    if engine == "harness":
+        return HFLM(**given)
+    ours = Ours(**given)
+    ours.scorer = Scorer(model, window=window)
+    return ours
+
+
+def _item(part: str, sample: Mapping[str, Any]) -> Item:
+    """An item out of what lm_eval logs of it."""
+    arguments = sample["arguments"]
+    answers = tuple(Answer(float(each[0]), bool(each[1])) if _is_pair(each) else Answer(float(each), False)
+                    for each in sample["filtered_resps"])  # fmt: skip
+    texts = [tuple(map(str, each)) for each in arguments]
+    differ = 0 if len({each[0] for each in texts}) > 1 else len(texts[0]) - 1
+    labels = (sample["doc"].get("mc2_targets") or {}).get("labels") if part == "truthfulqa_mc2" else None
+    return Item(
+        part=part,
+        document=sample["doc_hash"],
+        prompt=sample["prompt_hash"],
+        target=sample["target"],
+        choices=tuple(each[differ] for each in texts),
+        answers=answers,
+        metrics={name: _number(sample[name]) for name in sample["metrics"]},
+        truths=tuple(int(each) for each in np.flatnonzero(labels)) if labels is not None else (),
+    )
+
+
+def _is_pair(answer: Any) -> bool:
+    """(log-probability, greedy), as against a rolling log-probability."""
+    return isinstance(answer, tuple | list)
+
+
+def _number(value: Any) -> Any:
+    """A metric as a Python number, or a tuple of them."""
+    return tuple(float(each) for each in value) if isinstance(value, tuple | list) else float(value)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without lm_eval's log and the bars of its data."""
+    import datasets
+
+    logger, before = logging.getLogger("lm_eval"), logging.getLogger("lm_eval").level
+    bars = datasets.are_progress_bars_disabled()
+    logger.setLevel(logging.ERROR)
+    datasets.disable_progress_bars()
+    try:
+        with patch("lm_eval.api.task.tqdm", lambda rows, **_given: rows):
+            yield
+    finally:
+        logger.setLevel(before)
+        if not bars:
+            datasets.enable_progress_bars()

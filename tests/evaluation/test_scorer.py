@@ -1,0 +1,206 @@
+"""The fast scorer gives the log-probabilities of the model's own forward pass, whatever it shares or puts together."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inheritune.errors import EvaluationError
+from inheritune.evaluation import scorer as scorer_module
+from inheritune.evaluation.scorer import PREFIX_STEP, Scorer, _Request, plan
+
+WINDOW = 128
+
+
+def ids(seed, length):
+    return torch.randint(256, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def few_shot_pairs():
+    """Two subjects with examples in common, three questions each, letters and longer answers; and lone ones."""
+    pairs = []
+    for subject in range(2):
+        shots = ids(subject, 45)
+        for question in range(3):
+            context = shots + ids(10 + 3 * subject + question, 9 + 5 * question)
+            pairs += [(context, [letter]) for letter in (1, 2, 3, 4)]
+            pairs += [(context, ids(30 + answer, 3 + answer)) for answer in range(3)]
+    pairs += [(ids(50 + length, length), ids(60, 4)) for length in (1, 2, 8, 9, 17, 64)]
+    return pairs
+
+
+def by_hand(model, pair):
+    """The definition: all logits of the whole text, log-softmax, the continuation's entries."""
+    context, continuation = pair
+    text = torch.tensor(context + continuation)
+    with torch.no_grad():
+        logits = model(input_ids=text[None, :-1], use_cache=False).logits[0, len(context) - 1 :]
+    wanted = text[len(context) :]
+    found = logits.double().log_softmax(-1).gather(-1, wanted[:, None])
+    return found.sum().item(), bool((logits.argmax(-1) == wanted).all())
+
+
+def test_answers_are_those_of_the_model_s_own_forward(family, build_model):
+    model, pairs = build_model(family), few_shot_pairs()
+    for answer, pair in zip(Scorer(model, window=WINDOW).score(pairs), pairs, strict=True):
+        log_probability, is_greedy = by_hand(model, pair)
+        assert answer.log_probability == pytest.approx(log_probability, abs=1e-4)
+        assert answer.is_greedy == is_greedy
+
+
+def test_prefixes_are_shared_by_models_with_a_cache(family, build_model):
+    scorer = Scorer(build_model(family), window=WINDOW)
+    assert scorer.tally.shares_prefixes == (family != "mamba")
+    scorer.score(few_shot_pairs())
+    tally = scorer.tally
+    assert tally.pairs == len(few_shot_pairs())
+    if tally.shares_prefixes:  # 2 subjects of 45 tokens in place of 6 questions that hold them, four letters in one
+        assert tally.computed_positions < 0.5 * tally.pairs_positions
+
+
+def test_a_greedy_continuation_is_known_as_one(build_model):
+    model, context = build_model("llama"), ids(0, 20)
+    with torch.no_grad():
+        best = model(input_ids=torch.tensor([context])).logits[0, -1].argmax().item()
+    right, wrong = Scorer(model, window=WINDOW).score([(context, [best]), (context, [(best + 1) % 256])])
+    assert right.is_greedy
+    assert not wrong.is_greedy
+    assert right.log_probability > wrong.log_probability
+
+
+def test_batches_of_any_size_give_the_same(build_model):
+    model, pairs = build_model("gpt2"), few_shot_pairs()
+    whole = [answer.log_probability for answer in Scorer(model, window=WINDOW).score(pairs)]
+    for tokens_at_once in (1, 150, 400):
+        again = Scorer(model, window=WINDOW, tokens_at_once=tokens_at_once).score(pairs)
+        assert [answer.log_probability for answer in again] == pytest.approx(whole, abs=1e-4)
+
+
+def test_a_long_context_keeps_its_end_and_is_counted(build_model):
+    model, context, continuation = build_model("llama"), ids(0, 60), ids(1, 5)
+    scorer = Scorer(model, window=32)
+    (answer,) = scorer.score([(context, continuation)])
+    assert answer.log_probability == pytest.approx(by_hand(model, (context[-28:], continuation))[0], abs=1e-4)
+    assert scorer.tally.cut_pairs == 1
+
+
+def test_a_model_whose_head_cannot_be_split_is_scored_by_its_own_logits(build_model, monkeypatch):
+    monkeypatch.setattr(scorer_module, "split_head", lambda model: None)
+    model, pairs = build_model("llama"), few_shot_pairs()[:9]
+    for answer, pair in zip(Scorer(model, window=WINDOW).score(pairs), pairs, strict=True):
+        assert answer.log_probability == pytest.approx(by_hand(model, pair)[0], abs=1e-4)
+
+
+def test_a_cache_that_lies_is_not_used(build_model, monkeypatch):
+    model = build_model("llama")
+
+    def forgetful(self, ids_BT, cache):
+        return fill(self, (ids_BT + 1) % 256, cache)
+
+    fill = Scorer._fill
+    monkeypatch.setattr(Scorer, "_fill", forgetful)
+    scorer = Scorer(model, window=WINDOW)
+    assert not scorer.tally.shares_prefixes
+    pair = few_shot_pairs()[0]
+    assert scorer.score([pair])[0].log_probability == pytest.approx(by_hand(model, pair)[0], abs=1e-4)
+
+
+def test_batches_shrink_where_memory_runs_out(build_model, monkeypatch):
+    run, sizes = Scorer._run, []
+
+    def tight(self, batch):
+        if len(batch.requests) > 2:
+            raise torch.OutOfMemoryError("no room")
+        sizes.append(len(batch.requests))
+        return run(self, batch)
+
+    model, pairs = build_model("llama"), few_shot_pairs()
+    scorer = Scorer(model, window=WINDOW)
+    monkeypatch.setattr(Scorer, "_run", tight)
+    for answer, pair in zip(scorer.score(pairs), pairs, strict=True):
+        assert answer.log_probability == pytest.approx(by_hand(model, pair)[0], abs=1e-4)
+    assert max(sizes) == 2
+
+
+def test_one_input_that_does_not_fit_is_an_error(build_model, monkeypatch):
+    def full(self, batch):
+        raise torch.OutOfMemoryError("no room")
+
+    scorer = Scorer(build_model("llama"), window=WINDOW)
+    monkeypatch.setattr(Scorer, "_run", full)
+    with pytest.raises(EvaluationError, match="not enough memory to score one input of 23 tokens"):
+        scorer.score([(ids(0, 20), ids(1, 4))])
+
+
+def test_another_error_is_not_taken_for_memory(build_model, monkeypatch):
+    def broken(self, batch):
+        raise RuntimeError("shapes differ")
+
+    scorer = Scorer(build_model("llama"), window=WINDOW)
+    monkeypatch.setattr(Scorer, "_run", broken)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        scorer.score([(ids(0, 20), ids(1, 4))])
+
+
+def test_a_damaged_layer_is_named(build_model):
+    model = build_model("llama")
+    with torch.no_grad():
+        model.model.layers[2].mlp.up_proj.weight[3, 5] = math.nan
+    with pytest.raises(EvaluationError, match=r"model\.layers\.2\.mlp"):
+        Scorer(model, window=WINDOW).score([(ids(0, 20), ids(1, 4))])
+
+
+@pytest.mark.parametrize(
+    ("pair", "said"),
+    [
+        (([], [1]), "pair 0 has an empty context"),
+        (([1], []), "pair 0 has an empty continuation"),
+        (([1], [1] * 33), "continuation of 33 tokens does not fit a window of 32"),
+    ],
+)
+def test_pairs_that_cannot_be_scored_are_refused(build_model, pair, said):
+    with pytest.raises(EvaluationError, match=said):
+        Scorer(build_model("llama"), window=32).score([pair])
+
+
+tokens = st.integers(0, 2)
+requests = st.lists(
+    st.tuples(st.lists(tokens, min_size=1, max_size=60).map(tuple), st.lists(tokens, max_size=5).map(tuple)),
+    min_size=1,
+    max_size=25,
+    unique=True,
+).map(lambda pairs: [_Request(context, tail, {(*tail, 0): [number]}) for number, (context, tail) in enumerate(pairs)])
+
+
+@given(requests, st.integers(1, 300), st.booleans(), st.sampled_from([8, 32]))
+def test_every_request_is_in_one_batch_and_what_is_shared_is_common(asked, tokens_at_once, share, trunk_least):
+    batches = list(plan(asked, tokens_at_once, share=share, trunk_least=trunk_least))
+    assert sorted(number for batch in batches for request in batch.requests for number in _numbers(request)) == list(
+        range(len(asked))
+    )
+    for batch in batches:
+        begin = len(batch.trunk) + batch.fork
+        assert share or not begin
+        assert not len(batch.trunk) % PREFIX_STEP
+        assert len(batch.contexts) == 1 or batch.positions <= tokens_at_once
+        for context in batch.contexts:
+            assert all(request.context == context[0].context for request in context)
+            assert begin < len(context[0].context)  # the last token of a context is scored
+            assert context[0].context[: len(batch.trunk)] == batch.trunk
+        widths = [max(len(request.ids) for request in context) for context in batch.contexts]
+        assert all(a >= b for a, b in pairwise(widths))  # the longest first: memory runs out early or never
+
+
+def _numbers(request):
+    return [number for numbers in request.targets.values() for number in numbers]
+
+
+def test_examples_of_a_subject_are_one_trunk():
+    shots = [tuple(ids(subject, 40)) for subject in range(3)]
+    asked = [_Request((*shot, *ids(100 + number, 12)), (), {}) for shot in shots for number in range(5)]
+    batches = list(plan(asked, 10_000))
+    assert sorted(batch.trunk for batch in batches) == sorted(shots)
+    assert [len(batch.contexts) for batch in batches] == [5, 5, 5]
