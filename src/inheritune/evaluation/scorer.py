@@ -8,9 +8,10 @@ not give back its own log-probabilities, prefixes are not shared, and that is re
 
 # B requests of one batch, T positions, D hidden size, V vocabulary, N scored positions.
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby, pairwise
+from itertools import accumulate, groupby, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +21,6 @@ from torch import Tensor, nn
 
 from inheritune.errors import EvaluationError
 from inheritune.evaluation.damage import said_of_damage
-from inheritune.evaluation.token_loss import LOGITS_AT_ONCE
 from inheritune.machine.head import Head, split_head
 from inheritune.machine.memory import is_out_of_memory
 
@@ -29,6 +29,15 @@ TOKENS_AT_ONCE = 8192
 
 PREFIX_STEP = 8
 """Shared prefixes are cut to a multiple of this, so that requests of like length share a batch."""
+
+LOGITS_AT_ONCE = 2**25
+"""Elements of the largest logits tensor: 128 MiB in float32, so that a large vocabulary leaves the product some rows."""
+
+PADDING = 0.05
+"""Share of padding in a forward pass that is worth another one."""
+
+LEAST_POSITIONS = {"cpu": 256, "cuda": 4096}
+"""Positions of a forward pass that are not split further for the sake of padding."""
 
 TRUNK_LEAST = 32
 """Tokens that the contexts of a whole batch must share for them to be computed once for all."""
@@ -118,9 +127,12 @@ class Scorer:
         self.window = window
         self.tokens_at_once = tokens_at_once
         self.device = next(model.parameters()).device
+        self.vocabulary = int(self.model.get_input_embeddings().weight.shape[0])
+        self.logits_at_once = max(1, LOGITS_AT_ONCE // self.vocabulary)
+        self.least_positions = LEAST_POSITIONS.get(self.device.type, TOKENS_AT_ONCE)
         self.tally = Tally()
         with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-            split = split_head(model)
+            split = split_head(self.model)
             self.head: Head | None = split.head if split else None
             self.tally.shares_prefixes = self._cache_is_exact()
 
@@ -186,43 +198,38 @@ class Scorer:
         """Sum of log-probabilities and greediness of every continuation of a batch, rows in order."""
         requests = batch.requests
         begin = len(batch.trunk) + batch.fork
-        cache = self._prefix(batch)
-        hidden = self._states(_padded([request.ids[begin:] for request in requests]).to(self.device), cache)
-        rows: list[int] = []
-        columns: list[int] = []
-        targets: list[int] = []
-        owners: list[int] = []
-        owner = 0
-        for row, request in enumerate(requests):
-            first = len(request.context) - 1 - begin
-            for continuation in request.targets:
-                rows += [row] * len(continuation)
-                columns += range(first, first + len(continuation))
-                targets += continuation
-                owners += [owner] * len(continuation)
-                owner += 1
-        where = torch.tensor([rows, columns, targets, owners], device=self.device)
-        sums, greedy = self._read_off(hidden, where, owner)
-        both = torch.stack([sums, greedy.double()]).cpu().numpy()  # the one copy to the host
-        return both[0], both[1] > 0
+        cache, cache_rows = self._prefix(batch)
+        first_owner = list(accumulate((len(request.targets) for request in requests), initial=0))
+        sums = torch.zeros(first_owner[-1], dtype=torch.float64, device=self.device)
+        misses = torch.zeros_like(sums)
+        waiting: list[tuple[Tensor, ...]] = []
+        for alike in _alike([len(request.ids) - begin for request in requests], self.least_positions):
+            ids_BT = _padded([requests[row].ids[begin:] for row in alike]).to(self.device)
+            hidden = self._states(ids_BT, _picked(cache, [cache_rows[row] for row in alike]))
+            where: list[tuple[int, int, int, int]] = []
+            for place, row in enumerate(alike):
+                scored = len(requests[row].context) - 1 - begin
+                for owner, continuation in enumerate(requests[row].targets, start=first_owner[row]):
+                    where += [(place, scored + at, token, owner) for at, token in enumerate(continuation)]
+            rows, columns, targets, owners = torch.tensor(where, device=self.device).T
+            waiting.append((hidden[rows, columns], targets, owners))
+            if self.head is None or sum(len(states) for states, *_ in waiting) >= self.logits_at_once:
+                self._read_off(waiting, sums, misses)
+        self._read_off(waiting, sums, misses)
+        both = torch.stack([sums, misses]).cpu().numpy()  # the one copy to the host
+        return both[0], both[1] == 0
 
-    def _prefix(self, batch: _Batch) -> Any:
-        """The cache of trunk and forks, one row for each request of the batch; None where there is none."""
-        if not batch.trunk and not batch.fork:
-            return None
+    def _prefix(self, batch: _Batch) -> tuple[Any, list[int]]:
+        """The cache of trunk and forks (None where there is none), and the row of it that each request goes on from."""
         cache = None
         if batch.trunk:
             cache = self._fill(torch.tensor([batch.trunk], device=self.device), None)
-            rows = len(batch.contexts) if batch.fork else len(batch.requests)
-            cache.batch_repeat_interleave(rows)
-        if batch.fork:
-            begin = len(batch.trunk)
-            forks = [context[0].ids[begin : begin + batch.fork] for context in batch.contexts]
-            cache = self._fill(torch.tensor(forks, device=self.device), cache)
-            owners = [number for number, context in enumerate(batch.contexts) for _ in context]
-            if len(owners) > len(forks):
-                cache.batch_select_indices(torch.tensor(owners, device=self.device))
-        return cache
+        if not batch.fork:
+            return cache, [0] * len(batch.requests)
+        begin = len(batch.trunk)
+        forks = [context[0].ids[begin : begin + batch.fork] for context in batch.contexts]
+        cache = self._fill(torch.tensor(forks, device=self.device), _picked(cache, [0] * len(forks)))
+        return cache, [row for row, context in enumerate(batch.contexts) for _ in context]
 
     def _fill(self, ids_BT: Tensor, cache: Any) -> Any:
         """The cache after some ids; no logits are made."""
@@ -241,20 +248,24 @@ class Scorer:
         states: Tensor = body(input_ids=ids_BT, use_cache=cache is not None, **given).last_hidden_state
         return states
 
-    def _read_off(self, hidden: Tensor, where: Tensor, num_owners: int) -> tuple[Tensor, Tensor]:
-        """Sums (float64) and greediness of each continuation, the head on a few scored positions at a time."""
-        rows, columns, targets, owners = where
-        sums = torch.zeros(num_owners, dtype=torch.float64, device=self.device)
-        misses = torch.zeros(num_owners, dtype=torch.float64, device=self.device)
-        vocabulary = self.model.get_input_embeddings().weight.shape[0]
-        for chunk in torch.arange(len(rows), device=self.device).split(max(1, LOGITS_AT_ONCE // vocabulary)):
-            states_ND = hidden[rows[chunk], columns[chunk]]
+    def _read_off(self, waiting: list[tuple[Tensor, ...]], sums: Tensor, misses: Tensor) -> None:
+        """Add log-probabilities and misses of scored positions to their continuations, the head on many at a time.
+
+        Args:
+            waiting: states (N, D) (or logits of a model whose head cannot be split), tokens and continuations (N,) of
+                some passes; emptied.
+            sums: float64, one for each continuation; changed.
+            misses: likewise, tokens that are not the likeliest.
+        """
+        if not waiting:
+            return
+        together = [torch.cat(each) for each in zip(*waiting, strict=True)]
+        waiting.clear()
+        for states_ND, targets, owners in zip(*(each.split(self.logits_at_once) for each in together), strict=True):
             logits_NV = (self.head(states_ND[None])[0] if self.head else states_ND).float()
-            wanted_N = logits_NV.gather(-1, targets[chunk, None])[:, 0]
-            sums.index_add_(0, owners[chunk], (wanted_N - logits_NV.logsumexp(dim=-1)).double())
-            missed_N = logits_NV.argmax(dim=-1) != targets[chunk]
-            misses.index_add_(0, owners[chunk], missed_N.double())
-        return sums, misses == 0
+            wanted_N = logits_NV.gather(-1, targets[:, None])[:, 0]
+            sums.index_add_(0, owners, (wanted_N - logits_NV.logsumexp(dim=-1)).double())
+            misses.index_add_(0, owners, (logits_NV.argmax(dim=-1) != targets).double())
 
     def _halved(self, batch: _Batch, error: RuntimeError) -> list[_Batch]:
         """Two batches in place of one that memory does not hold; a later call plans smaller ones from the start."""
@@ -274,7 +285,7 @@ class Scorer:
 
     def _cache_is_exact(self) -> bool:
         """Whether trunk, fork and tails give the log-probabilities of plain forward passes, on ids made up."""
-        vocabulary = int(self.model.get_input_embeddings().weight.shape[0])
+        vocabulary = self.vocabulary
         generator = torch.Generator().manual_seed(0)
         trunk, *contexts = torch.randint(vocabulary, (4, 2 * PREFIX_STEP), generator=generator).tolist()
         made = [
@@ -305,6 +316,29 @@ class Scorer:
                 raise EvaluationError(
                     f"the log-probability of pair {number} is {answer.log_probability}. {said_of_damage(self.model)}"
                 )
+
+
+def _picked(cache: Any, rows: Sequence[int]) -> Any:
+    """A cache of its own with some rows of another, as often as they are named; None of None."""
+    if cache is None:
+        return None
+    picked = copy.deepcopy(cache)
+    picked.batch_select_indices(torch.tensor(rows, device=picked.layers[0].keys.device))
+    return picked
+
+
+def _alike(lengths: Sequence[int], least_positions: int) -> Iterator[list[int]]:
+    """Indices of rows in groups of like length, the longest first: little padding, yet enough for a matrix product."""
+    group: list[int] = []
+    wanted = 0
+    for row in sorted(range(len(lengths)), key=lambda row: (-lengths[row], row)):
+        padded = lengths[group[0]] * (len(group) + 1) if group else 0
+        if padded > least_positions and wanted + lengths[row] < (1 - PADDING) * padded:
+            yield group
+            group, wanted = [], 0
+        group.append(row)
+        wanted += lengths[row]
+    yield group
 
 
 def plan(
