@@ -31,7 +31,7 @@ PREFIX_STEP = 8
 """Shared prefixes are cut to a multiple of this, so that requests of like length share a batch."""
 
 LOGITS_AT_ONCE = 2**25
-"""Elements of the largest logits tensor: 128 MiB in float32, so that a large vocabulary leaves the product some rows."""
+"""Elements of the largest logits tensor: 128 MiB in float32; a large vocabulary leaves the product some rows."""
 
 PADDING = 0.05
 """Share of padding in a forward pass that is worth another one."""
@@ -127,7 +127,7 @@ class Scorer:
         self.window = window
         self.tokens_at_once = tokens_at_once
         self.device = next(model.parameters()).device
-        self.vocabulary = int(self.model.get_input_embeddings().weight.shape[0])
+        self.vocabulary = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
         self.logits_at_once = max(1, LOGITS_AT_ONCE // self.vocabulary)
         self.least_positions = LEAST_POSITIONS.get(self.device.type, TOKENS_AT_ONCE)
         self.tally = Tally()
@@ -285,13 +285,12 @@ class Scorer:
 
     def _cache_is_exact(self) -> bool:
         """Whether trunk, fork and tails give the log-probabilities of plain forward passes, on ids made up."""
-        vocabulary = self.vocabulary
         generator = torch.Generator().manual_seed(0)
-        trunk, *contexts = torch.randint(vocabulary, (4, 2 * PREFIX_STEP), generator=generator).tolist()
+        trunk, *contexts = torch.randint(self.vocabulary, (4, 2 * PREFIX_STEP), generator=generator).tolist()
         made = [
             (trunk + context, continuation)
             for context in contexts
-            for continuation in torch.randint(vocabulary, (2, 5), generator=generator).tolist()
+            for continuation in torch.randint(self.vocabulary, (2, 5), generator=generator).tolist()
         ]
         longest = max(len(context) + len(continuation) for context, continuation in made)
         if longest > self.window + 1 or not hasattr(self.model, self.model.base_model_prefix):
