@@ -20,7 +20,7 @@ BOOKS = ROOT.parent / "shared" / "data" / "corpora" / "books"
 TYPES = "tests/surgery/architectures/test_architectures.py::test_child_of_every_type_is_exact_or_refused"
 """Its long form does what ``architectures.py`` does."""
 
-TAIL_CHARACTERS = 1500
+TAIL_CHARACTERS = 5000
 
 
 def checks(folder: Path) -> dict[str, list[str]]:
@@ -34,7 +34,8 @@ def checks(folder: Path) -> dict[str, list[str]]:
         "types": [python, "-m", "mypy"],
         "model types": [python, "benchmarks/architectures.py"],
         "surgery": ["env", "INHERITUNE_FULL=1", *pytest, "tests/surgery", "--dist", "worksteal", "--deselect", TYPES],
-        "tests": [*pytest, "--ignore", "tests/surgery"],
+        "tests": [*pytest, "--durations", "40", "--ignore", "tests/surgery"],
+        "tasks": ["env", "INHERITUNE_FULL=1", *pytest, "tests/real/test_tasks.py"],
         "reliability": [python, "benchmarks/reliability.py"],
         "start-up": [python, "benchmarks/startup.py"],
         "demo": [python, "-m", "inheritune", "demo", "--run-dir", str(demo)],

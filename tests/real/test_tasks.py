@@ -10,6 +10,8 @@ from eval_rows import MAKERS, write_rows
 
 from inheritune.evaluation.downstream import evaluate_tasks
 
+pytestmark = pytest.mark.timeout(3600)  # the long form scores some sixty thousand items
+
 CUT = 200
 VERIFIED = 5
 """Items of each part that both engines score."""
