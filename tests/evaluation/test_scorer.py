@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from inheritune.errors import EvaluationError
 from inheritune.evaluation import scorer as scorer_module
-from inheritune.evaluation.scorer import PREFIX_STEP, Scorer, _Request, plan
+from inheritune.evaluation.scorer import TRUNK_STEP, Scorer, _length, _Request, plan
 
 WINDOW = 128
 
@@ -51,14 +51,17 @@ def test_answers_are_those_of_the_model_s_own_forward(family, build_model):
         assert answer.is_greedy == is_greedy
 
 
-def test_prefixes_are_shared_by_models_with_a_cache(family, build_model):
+def test_what_can_be_shared_is_shared(family, build_model):
+    """Two subjects' examples once, four letters in one input, longer answers as branches of their context."""
     scorer = Scorer(build_model(family), window=WINDOW)
-    assert scorer.tally.shares_prefixes == (family != "mamba")
     scorer.score(few_shot_pairs())
     tally = scorer.tally
     assert tally.pairs == len(few_shot_pairs())
-    if tally.shares_prefixes:  # 2 subjects of 45 tokens in place of 6 questions that hold them, four letters in one
-        assert tally.computed_positions < 0.5 * tally.pairs_positions
+    recurrent, windowed = family == "mamba", family in ("gemma2", "gemma3_text")
+    assert tally.branches == (not recurrent and not windowed)  # a window of 8 is by place in the row
+    assert tally.trunks == (not recurrent)
+    if tally.branches:
+        assert tally.computed_positions < 0.25 * tally.pairs_positions
 
 
 def test_a_greedy_continuation_is_known_as_one(build_model):
@@ -95,17 +98,25 @@ def test_a_model_whose_head_cannot_be_split_is_scored_by_its_own_logits(build_mo
 
 
 def test_a_cache_that_lies_is_not_used(build_model, monkeypatch):
-    model = build_model("llama")
-
-    def forgetful(self, ids_BT, cache):
-        return fill(self, (ids_BT + 1) % 256, cache)
+    def forgetful(self, trunk):
+        return fill(self, [(each + 1) % 256 for each in trunk])
 
     fill = Scorer._fill
     monkeypatch.setattr(Scorer, "_fill", forgetful)
+    model, pairs = build_model("llama"), few_shot_pairs()
     scorer = Scorer(model, window=WINDOW)
-    assert not scorer.tally.shares_prefixes
-    pair = few_shot_pairs()[0]
-    assert scorer.score([pair])[0].log_probability == pytest.approx(by_hand(model, pair)[0], abs=1e-4)
+    for answer, pair in zip(scorer.score(pairs), pairs, strict=True):
+        assert answer.log_probability == pytest.approx(by_hand(model, pair)[0], abs=1e-4)
+    assert (scorer.tally.branches, scorer.tally.trunks) == (True, False)
+
+
+def test_a_mask_that_is_not_heeded_is_not_used(build_model, monkeypatch):
+    model, pairs = build_model("llama"), few_shot_pairs()
+    monkeypatch.setattr(scorer_module, "_mask", lambda branches_BT, trunk, dtype: None)
+    scorer = Scorer(model, window=WINDOW)
+    for answer, pair in zip(scorer.score(pairs), pairs, strict=True):
+        assert answer.log_probability == pytest.approx(by_hand(model, pair)[0], abs=1e-4)
+    assert (scorer.tally.branches, scorer.tally.trunks) == (False, True)
 
 
 def test_batches_shrink_where_memory_runs_out(build_model, monkeypatch):
@@ -116,6 +127,8 @@ def test_batches_shrink_where_memory_runs_out(build_model, monkeypatch):
             raise torch.OutOfMemoryError("no room")
         sizes.append(len(batch.requests))
         return run(self, batch)
+
+    monkeypatch.setattr(Scorer, "_is_same", lambda self, shared, plain: True)
 
     model, pairs = build_model("llama"), few_shot_pairs()
     scorer = Scorer(model, window=WINDOW)
@@ -175,23 +188,32 @@ requests = st.lists(
 ).map(lambda pairs: [_Request(context, tail, {(*tail, 0): [number]}) for number, (context, tail) in enumerate(pairs)])
 
 
-@given(requests, st.integers(1, 300), st.booleans(), st.sampled_from([8, 32]))
-def test_every_request_is_in_one_batch_and_what_is_shared_is_common(asked, tokens_at_once, share, trunk_least):
-    batches = list(plan(asked, tokens_at_once, share=share, trunk_least=trunk_least))
+@given(requests, st.integers(1, 300), st.booleans(), st.booleans(), st.sampled_from([8, 32]))
+def test_every_request_is_in_one_row_and_what_is_shared_is_common(asked, tokens_at_once, together, trunks, trunk_least):
+    batches = list(plan(asked, tokens_at_once, together=together, trunks=trunks, trunk_least=trunk_least))
     assert sorted(number for batch in batches for request in batch.requests for number in _numbers(request)) == list(
         range(len(asked))
     )
     for batch in batches:
-        begin = len(batch.trunk) + batch.fork
-        assert share or not begin
-        assert not len(batch.trunk) % PREFIX_STEP
-        assert len(batch.contexts) == 1 or batch.positions <= tokens_at_once
-        for context in batch.contexts:
-            assert all(request.context == context[0].context for request in context)
-            assert begin < len(context[0].context)  # the last token of a context is scored
-            assert context[0].context[: len(batch.trunk)] == batch.trunk
-        widths = [max(len(request.ids) for request in context) for context in batch.contexts]
-        assert all(a >= b for a, b in pairwise(widths))  # the longest first: memory runs out early or never
+        assert trunks or not batch.trunk
+        assert not len(batch.trunk) % TRUNK_STEP
+        assert len(batch.rows) == 1 or batch.positions <= tokens_at_once
+        for row in batch.rows:
+            assert together or len(row) == 1
+            assert len({request.context for request in row}) == 1
+            assert len(batch.trunk) < len(row[0].context)  # the last token of a context is scored
+            assert row[0].context[: len(batch.trunk)] == batch.trunk
+        lengths = [_length(row) for row in batch.rows]
+        assert all(a >= b for a, b in pairwise(lengths))  # the longest first: memory runs out early or never
+
+
+def test_rows_do_not_grow_without_end_nor_branch_off_nothing():
+    long = [
+        _Request(tuple(ids(0, 20)), tuple(ids(number, 30)), {(*ids(number, 30), 1): [number]}) for number in range(50)
+    ]
+    assert max(_length(row) for batch in plan(long, 8192) for row in batch.rows) <= scorer_module.BRANCHED_MOST
+    short = [_Request((256,), tuple(ids(number, 5)), {(*ids(number, 5), 1): [number]}) for number in range(50)]
+    assert all(len(row) == 1 for batch in plan(short, 8192) for row in batch.rows)
 
 
 def _numbers(request):
@@ -203,4 +225,4 @@ def test_examples_of_a_subject_are_one_trunk():
     asked = [_Request((*shot, *ids(100 + number, 12)), (), {}) for shot in shots for number in range(5)]
     batches = list(plan(asked, 10_000))
     assert sorted(batch.trunk for batch in batches) == sorted(shots)
-    assert [len(batch.contexts) for batch in batches] == [5, 5, 5]
+    assert [len(batch.rows) for batch in batches] == [5, 5, 5]

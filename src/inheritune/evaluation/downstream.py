@@ -142,8 +142,12 @@ def _tally_notes(run: Run) -> list[str]:
         notes.append(
             f"{run.tally.cut_pairs:,} continuations have a context that is longer than the window; its end is kept"
         )
-    if run.tally.pairs and not run.tally.shares_prefixes:
-        notes.append("its cache does not give its own log-probabilities back, so shared prefixes are computed anew")
+    if run.tally.branches is False:
+        notes.append(
+            "continuations of one context in one row do not have its own log-probabilities, so each has its row"
+        )
+    if run.tally.trunks is False:
+        notes.append("its cache does not give its own log-probabilities back, so shared beginnings are computed anew")
     return notes
 
 

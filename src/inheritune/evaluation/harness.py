@@ -39,7 +39,7 @@ class Item:
     choices: tuple[str, ...]
     """Continuations, or contexts where those are what differs."""
     answers: tuple[Answer, ...]
-    """What the model says of each."""
+    """What the model says of each; none where it writes text."""
     metrics: Mapping[str, Any]
     """Name to a number, or to (sum, weight)."""
     truths: tuple[int, ...] = ()
@@ -125,7 +125,7 @@ class Tasks:
             told = evaluate(lm=wrapped, task_dict=self.loaded, limit=limit, bootstrap_iters=0, log_samples=True)
         assert told is not None, "one process has all results"
         items = {
-            name: tuple(_item(part, sample) for part in parts for sample in told["samples"][part])
+            name: tuple(_item(part, sample) for part in parts for sample in _once(told["samples"][part]))
             for name, parts in self.groups.items()
         }
         tally = wrapped.scorer.tally if engine == "ours" else Tally()
@@ -177,12 +177,15 @@ def _wrap(
     return ours
 
 
+def _once(samples: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Each item once: a task that reads its answers in several ways logs it for each; the first way is kept."""
+    return [sample for sample in samples if sample["filter"] == samples[0]["filter"]]
+
+
 def _item(part: str, sample: Mapping[str, Any]) -> Item:
     """An item out of what lm_eval logs of it."""
-    arguments = sample["arguments"]
-    answers = tuple(Answer(float(each[0]), bool(each[1])) if _is_pair(each) else Answer(float(each), False)
-                    for each in sample["filtered_resps"])  # fmt: skip
-    texts = [tuple(map(str, each)) for each in arguments]
+    answers = tuple(map(_answer, (each for each in sample["filtered_resps"] if not isinstance(each, str))))
+    texts = [tuple(map(str, each)) for each in sample["arguments"]]
     differ = 0 if len({each[0] for each in texts}) > 1 else len(texts[0]) - 1
     labels = (sample["doc"].get("mc2_targets") or {}).get("labels") if part == "truthfulqa_mc2" else None
     return Item(
@@ -190,16 +193,18 @@ def _item(part: str, sample: Mapping[str, Any]) -> Item:
         document=sample["doc_hash"],
         prompt=sample["prompt_hash"],
         target=sample["target"],
-        choices=tuple(each[differ] for each in texts),
+        choices=tuple(each[differ] for each in texts) if answers else (),
         answers=answers,
         metrics={name: _number(sample[name]) for name in sample["metrics"]},
         truths=tuple(int(each) for each in np.flatnonzero(labels)) if labels is not None else (),
     )
 
 
-def _is_pair(answer: Any) -> bool:
-    """(log-probability, greedy), as against a rolling log-probability."""
-    return isinstance(answer, tuple | list)
+def _answer(answer: Any) -> Answer:
+    """(log-probability, greedy), or the log-probability of a whole text."""
+    return (
+        Answer(float(answer[0]), bool(answer[1])) if isinstance(answer, tuple | list) else Answer(float(answer), False)
+    )
 
 
 def _number(value: Any) -> Any:

@@ -1,12 +1,17 @@
 """Log-probabilities of continuations, fast: the forward pass of downstream tasks, and nothing else of them.
 
-Four savings over a forward pass for every request with logits at every position: a prefix that many requests share (the
-examples of a few-shot prompt, the question before its answers) is computed once; requests with the same input are one;
-the head runs on scored positions alone; what a batch has found goes to the host in one copy. Where a model's cache does
-not give back its own log-probabilities, prefixes are not shared, and that is recorded.
+Savings over a forward pass for every request with logits at every position:
+
+- the continuations of one context are branches of one row: a mask lets each see the context and itself;
+- a beginning that many contexts share (the examples of a few-shot prompt) is computed once and kept in a cache;
+- requests with the same input are one, the head runs on scored positions alone, rows of like length run together, and
+  what a batch has found goes to the host in one copy.
+
+Branches and cache are tried on the longest of what is asked. Where they do not give the log-probabilities of plain
+forward passes (positions by place in the row, windows, a state in place of a cache), they are not used, and it is told.
 """
 
-# B requests of one batch, T positions, D hidden size, V vocabulary, N scored positions.
+# B rows of one forward pass, T positions, S positions of the trunk, D hidden size, V vocabulary, N scored positions.
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
@@ -27,17 +32,20 @@ from inheritune.machine.memory import is_out_of_memory
 TOKENS_AT_ONCE = 8192
 """Positions of one batch, those in the cache included."""
 
-PREFIX_STEP = 8
-"""Shared prefixes are cut to a multiple of this, so that requests of like length share a batch."""
-
 LOGITS_AT_ONCE = 2**25
 """Elements of the largest logits tensor: 128 MiB in float32; a large vocabulary leaves the product some rows."""
 
 PADDING = 0.05
 """Share of padding in a forward pass that is worth another one."""
 
-LEAST_POSITIONS = {"cpu": 256, "cuda": 4096}
+LEAST_POSITIONS = {"cpu": 512, "cuda": 4096}
 """Positions of a forward pass that are not split further for the sake of padding."""
+
+BRANCHED_LEAST, BRANCHED_MOST = 8, 1024
+"""Tokens that a context needs for branches to be worth it, and positions of a row beyond which another is begun."""
+
+TRUNK_STEP = 8
+"""Trunks are cut to a multiple of this, so that ranges of contexts with nearly the same beginning stay together."""
 
 TRUNK_LEAST = 32
 """Tokens that the contexts of a whole batch must share for them to be computed once for all."""
@@ -45,8 +53,8 @@ TRUNK_LEAST = 32
 LENGTHS_OF_TRUNKS = 128
 """So many lengths are told apart; it bounds how deep the search for trunks goes."""
 
-SAME_LOG_PROBABILITY = 1e-4
-"""How far, in nats, a shared prefix may move a log-probability."""
+SAME_NATS, SAME_SHARE = 1e-4, 1e-6
+"""How far sharing may move a log-probability, in nats and as a share of it."""
 
 Pair = tuple[Sequence[int], Sequence[int]]
 """Token ids of a context and of its continuation; neither is empty."""
@@ -71,32 +79,28 @@ class _Request:
     targets: dict[tuple[int, ...], list[int]] = field(compare=False, hash=False)
     """Continuation -> the numbers of the pairs that ask for it."""
 
-    @property
-    def ids(self) -> tuple[int, ...]:
-        """The whole input."""
-        return self.context + self.tail
+
+Row = tuple[_Request, ...]
+"""Requests of one context: the context once, then their tails as branches."""
 
 
 @dataclass(frozen=True)
 class _Batch:
-    """Requests that are run together: behind one trunk, each fork a context, each tail a request."""
+    """Rows that go on from one trunk."""
 
     trunk: tuple[int, ...]
     """Ids that every context of the batch begins with; computed once."""
-    fork: int
-    """Positions of a context, behind the trunk, that are computed once for all its requests."""
-    contexts: tuple[tuple[_Request, ...], ...]
+    rows: tuple[Row, ...]
 
     @property
     def requests(self) -> list[_Request]:
         """In the order of the rows."""
-        return [request for context in self.contexts for request in context]
+        return [request for row in self.rows for request in row]
 
     @property
     def positions(self) -> int:
-        """Of all rows, with what the cache holds of each."""
-        requests = self.requests
-        return len(requests) * max(len(request.ids) for request in requests)
+        """Of all rows, padded, with what the cache holds of each."""
+        return len(self.rows) * max(map(_length, self.rows))
 
 
 @dataclass
@@ -109,14 +113,17 @@ class Tally:
     computed_positions: int = 0
     cut_pairs: int = 0
     """Pairs whose context was longer than the window and lost its beginning."""
-    shares_prefixes: bool = True
+    branches: bool | None = None
+    """Whether the continuations of a context share it; None as long as nothing could be shared."""
+    trunks: bool | None = None
+    """Likewise of beginnings of contexts, in the cache."""
 
 
 class Scorer:
     """A model that says how likely continuations are."""
 
     def __init__(self, model: nn.Module, *, window: int, tokens_at_once: int = TOKENS_AT_ONCE) -> None:
-        """Look at a model: can its head be split, does its cache give its own log-probabilities back?
+        """Take a model, and look whether its head splits; whether it can share is tried when there is something to.
 
         Args:
             model: a Hugging Face causal language model in evaluation mode.
@@ -133,8 +140,9 @@ class Scorer:
         self.tally = Tally()
         with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             split = split_head(self.model)
-            self.head: Head | None = split.head if split else None
-            self.tally.shares_prefixes = self._cache_is_exact()
+        self.head: Head | None = split.head if split else None
+        # without a split the whole model stands for its body, and logits for hidden states
+        self.body: Any = getattr(self.model, str(self.model.base_model_prefix)) if split else self.model
 
     def score(self, pairs: Sequence[Pair], *, progress: Callable[[int], None] | None = None) -> list[Answer]:
         """Log-probability of each continuation after its context, float32 logits and log-sum-exp.
@@ -150,7 +158,7 @@ class Scorer:
         requests = self._requests(pairs)
         answers: list[Answer | None] = [None] * len(pairs)
         with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-            waiting = list(plan(requests, self.tokens_at_once, share=self.tally.shares_prefixes))[::-1]
+            waiting = self._plan(requests)[::-1]
             while waiting:
                 batch = waiting.pop()
                 try:
@@ -194,23 +202,50 @@ class Scorer:
         self.tally.pairs += len(pairs)
         return list(found.values())
 
+    def _plan(self, requests: Sequence[_Request]) -> list[_Batch]:
+        """Batches that share what this model can share."""
+        if self.tally.branches is None and (rows := [row for row in _rows(requests, together=True) if len(row) > 1]):
+            longest = max(rows, key=lambda row: (_length(row), row[0].context))
+            self.tally.branches = self._is_same(
+                [_Batch((), (longest,))], [_Batch((), tuple((each,) for each in longest))]
+            )
+        together = bool(self.tally.branches)
+        batches = list(plan(requests, self.tokens_at_once, together=together, trunks=self.tally.trunks is not False))
+        if self.tally.trunks is None and (behind := [batch for batch in batches if batch.trunk]):
+            longest_trunk = max(behind, key=lambda batch: len(batch.trunk))
+            row = longest_trunk.rows[:1]
+            self.tally.trunks = self._is_same([_Batch(longest_trunk.trunk, row)], [_Batch((), row)])
+            if not self.tally.trunks:
+                return self._plan(requests)
+        return batches
+
+    def _is_same(self, shared: Sequence[_Batch], plain: Sequence[_Batch]) -> bool:
+        """Whether two ways to run the same requests give the same log-probabilities."""
+        positions = self.tally.computed_positions
+        try:
+            a, b = (np.concatenate([self._run(batch)[0] for batch in way]) for way in (shared, plain))
+        except (TypeError, AttributeError, ValueError, IndexError, RuntimeError):
+            return False  # no cache, one that rows cannot be picked from, no such mask, or no positions of one's own
+        finally:
+            self.tally.computed_positions = positions
+        return bool(np.allclose(a, b, rtol=SAME_SHARE, atol=SAME_NATS, equal_nan=True))
+
     def _run(self, batch: _Batch) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
         """Sum of log-probabilities and greediness of every continuation of a batch, rows in order."""
-        requests = batch.requests
-        begin = len(batch.trunk) + batch.fork
-        cache, cache_rows = self._prefix(batch)
-        first_owner = list(accumulate((len(request.targets) for request in requests), initial=0))
+        begin = len(batch.trunk)
+        trunk = self._fill(batch.trunk) if batch.trunk else None
+        counts = [sum(len(request.targets) for request in row) for row in batch.rows]
+        first_owner = list(accumulate(counts, initial=0))
         sums = torch.zeros(first_owner[-1], dtype=torch.float64, device=self.device)
         misses = torch.zeros_like(sums)
         waiting: list[tuple[Tensor, ...]] = []
-        for alike in _alike([len(request.ids) - begin for request in requests], self.least_positions):
-            ids_BT = _padded([requests[row].ids[begin:] for row in alike]).to(self.device)
-            hidden = self._states(ids_BT, _picked(cache, [cache_rows[row] for row in alike]))
-            where: list[tuple[int, int, int, int]] = []
-            for place, row in enumerate(alike):
-                scored = len(requests[row].context) - 1 - begin
-                for owner, continuation in enumerate(requests[row].targets, start=first_owner[row]):
-                    where += [(place, scored + at, token, owner) for at, token in enumerate(continuation)]
+        for alike in _alike([_length(row) - begin for row in batch.rows], self.least_positions):
+            hidden = self._states([batch.rows[each] for each in alike], begin, trunk)
+            where = [
+                (place, *each)
+                for place, number in enumerate(alike)
+                for each in _scored(batch.rows[number], begin, first_owner[number])
+            ]
             rows, columns, targets, owners = torch.tensor(where, device=self.device).T
             waiting.append((hidden[rows, columns], targets, owners))
             if self.head is None or sum(len(states) for states, *_ in waiting) >= self.logits_at_once:
@@ -219,33 +254,25 @@ class Scorer:
         both = torch.stack([sums, misses]).cpu().numpy()  # the one copy to the host
         return both[0], both[1] == 0
 
-    def _prefix(self, batch: _Batch) -> tuple[Any, list[int]]:
-        """The cache of trunk and forks (None where there is none), and the row of it that each request goes on from."""
-        cache = None
-        if batch.trunk:
-            cache = self._fill(torch.tensor([batch.trunk], device=self.device), None)
-        if not batch.fork:
-            return cache, [0] * len(batch.requests)
-        begin = len(batch.trunk)
-        forks = [context[0].ids[begin : begin + batch.fork] for context in batch.contexts]
-        cache = self._fill(torch.tensor(forks, device=self.device), _picked(cache, [0] * len(forks)))
-        return cache, [row for row, context in enumerate(batch.contexts) for _ in context]
-
-    def _fill(self, ids_BT: Tensor, cache: Any) -> Any:
+    def _fill(self, trunk: Sequence[int]) -> Any:
         """The cache after some ids; no logits are made."""
-        self.tally.computed_positions += ids_BT.numel()
-        body = getattr(self.model, self.model.base_model_prefix)
-        return body(input_ids=ids_BT, past_key_values=cache, use_cache=True).past_key_values
+        self.tally.computed_positions += len(trunk)
+        ids_BT = torch.tensor([trunk], device=self.device)
+        return self.body(input_ids=ids_BT, use_cache=True).past_key_values
 
-    def _states(self, ids_BT: Tensor, cache: Any) -> Tensor:
-        """Last hidden states (B, T, D), or logits (B, T, V) of a model whose head cannot be split."""
+    def _states(self, rows: Sequence[Row], begin: int, trunk: Any) -> Tensor:
+        """Last hidden states (B, T, D) behind the trunk, or logits (B, T, V) where the head does not split."""
+        ids_BT = _padded([_ids(row)[begin:] for row in rows]).to(self.device)
         self.tally.computed_positions += ids_BT.numel()
-        given = {} if cache is None else {"past_key_values": cache}
-        if self.head is None:
-            logits: Tensor = self.model(input_ids=ids_BT, use_cache=cache is not None, **given).logits
-            return logits
-        body = getattr(self.model, self.model.base_model_prefix)
-        states: Tensor = body(input_ids=ids_BT, use_cache=cache is not None, **given).last_hidden_state
+        given: dict[str, Any] = {"input_ids": ids_BT, "use_cache": trunk is not None}
+        if trunk is not None:
+            given["past_key_values"] = _picked(trunk, len(rows))
+        if any(len(row) > 1 for row in rows):
+            branches_BT, positions_BT = (_padded(each).to(self.device) for each in _places(rows, begin))
+            dtype = next(self.model.parameters()).dtype
+            given |= {"attention_mask": _mask(branches_BT, begin, dtype), "position_ids": positions_BT}
+        out = self.body(**given)
+        states: Tensor = out.logits if self.head is None else out.last_hidden_state
         return states
 
     def _read_off(self, waiting: list[tuple[Tensor, ...]], sums: Tensor, misses: Tensor) -> None:
@@ -269,43 +296,15 @@ class Scorer:
 
     def _halved(self, batch: _Batch, error: RuntimeError) -> list[_Batch]:
         """Two batches in place of one that memory does not hold; a later call plans smaller ones from the start."""
-        if len(batch.contexts) > 1:
-            middle = len(batch.contexts) // 2
-            parts = [batch.contexts[:middle], batch.contexts[middle:]]
-        elif len(requests := batch.contexts[0]) > 1:
-            middle = len(requests) // 2
-            parts = [(requests[:middle],), (requests[middle:],)]
-        else:
+        rows = batch.rows if len(batch.rows) > 1 else tuple((request,) for request in batch.rows[0])
+        if len(rows) < 2:
             raise EvaluationError(
-                f"not enough memory to score one input of {len(batch.requests[0].ids)} tokens. Lower the window, or "
-                "use a machine with more memory."
+                f"not enough memory to score one input of {_length(rows[0])} tokens. Lower the window, or use a "
+                "machine with more memory."
             ) from error
         self.tokens_at_once = max(1, batch.positions // 2)
-        return [_Batch(batch.trunk, batch.fork, part) for part in parts]
-
-    def _cache_is_exact(self) -> bool:
-        """Whether trunk, fork and tails give the log-probabilities of plain forward passes, on ids made up."""
-        generator = torch.Generator().manual_seed(0)
-        trunk, *contexts = torch.randint(self.vocabulary, (4, 2 * PREFIX_STEP), generator=generator).tolist()
-        made = [
-            (trunk + context, continuation)
-            for context in contexts
-            for continuation in torch.randint(self.vocabulary, (2, 5), generator=generator).tolist()
-        ]
-        longest = max(len(context) + len(continuation) for context, continuation in made)
-        if longest > self.window + 1 or not hasattr(self.model, self.model.base_model_prefix):
-            return False
-        counted, self.tally = self.tally, Tally()
-        requests = self._requests(made)
-        try:
-            plain = [self._run(batch) for batch in plan(requests, TOKENS_AT_ONCE, share=False)]
-            shared = [self._run(batch) for batch in plan(requests, TOKENS_AT_ONCE, share=True, trunk_least=PREFIX_STEP)]
-        except (TypeError, AttributeError, ValueError, IndexError, NotImplementedError):
-            return False  # no cache, or one that rows cannot be picked from
-        finally:
-            self.tally = counted
-        sums = [np.sort(np.concatenate([each for each, _ in way])) for way in (plain, shared)]
-        return bool(np.abs(sums[0] - sums[1]).max() <= SAME_LOG_PROBABILITY)
+        middle = len(rows) // 2
+        return [_Batch(batch.trunk, rows[:middle]), _Batch(batch.trunk, rows[middle:])]
 
     def _check(self, answers: Sequence[Answer | None]) -> None:
         """Every pair has an answer that is a number."""
@@ -317,12 +316,99 @@ class Scorer:
                 )
 
 
-def _picked(cache: Any, rows: Sequence[int]) -> Any:
-    """A cache of its own with some rows of another, as often as they are named; None of None."""
-    if cache is None:
-        return None
-    picked = copy.deepcopy(cache)
-    picked.batch_select_indices(torch.tensor(rows, device=picked.layers[0].keys.device))
+def plan(
+    requests: Sequence[_Request],
+    tokens_at_once: int,
+    *,
+    together: bool = True,
+    trunks: bool = True,
+    trunk_least: int = TRUNK_LEAST,
+) -> Iterator[_Batch]:
+    """Requests as batches, the longest row first within a trunk.
+
+    Args:
+        requests: with different inputs.
+        tokens_at_once: positions of one batch, rows times the longest; a single row may have more.
+        together: requests of one context share a row, as branches; else each has its own.
+        trunks: compute what many contexts begin with once.
+        trunk_least: fewest tokens of a trunk.
+    """
+    rows = _rows(requests, together=together)
+    ranges = _trunks([row[0].context for row in rows], trunk_least) if trunks else [(0, len(rows), 0)]
+    for begin, end, length in ranges:
+        batch: list[Row] = []
+        for row in sorted(rows[begin:end], key=_length, reverse=True):
+            if batch and (len(batch) + 1) * _length(batch[0]) > tokens_at_once:
+                yield _Batch(row[0].context[:length], tuple(batch))
+                batch = []
+            batch.append(row)
+        yield _Batch(batch[0][0].context[:length], tuple(batch))
+
+
+def _rows(requests: Sequence[_Request], *, together: bool) -> list[Row]:
+    """Requests by context, in the order of the contexts."""
+    ordered = sorted(requests, key=lambda request: (request.context, request.tail))
+    if not together:
+        return [(request,) for request in ordered]
+    rows: list[Row] = []
+    for context, each in groupby(ordered, key=lambda request: request.context):
+        row: Row = ()
+        for request in each:
+            fits = len(context) >= BRANCHED_LEAST and _length((*row, request)) <= BRANCHED_MOST
+            if row and not fits:
+                rows.append(row)
+                row = ()
+            row = (*row, request)
+        rows.append(row)
+    return rows
+
+
+def _length(row: Row) -> int:
+    """Positions of a row: its context, and the tails of all its requests."""
+    return len(row[0].context) + sum(len(request.tail) for request in row)
+
+
+def _ids(row: Row) -> tuple[int, ...]:
+    """The ids of a row."""
+    return sum((request.tail for request in row), row[0].context)
+
+
+def _scored(row: Row, begin: int, first_owner: int) -> Iterator[tuple[int, int, int]]:
+    """Column, token and continuation of every scored position of a row: the first is read off the context's end."""
+    end = len(row[0].context) - begin
+    owner, at = first_owner, end
+    for request in row:
+        for continuation in request.targets:
+            yield end - 1, continuation[0], owner
+            yield from ((at + place, token, owner) for place, token in enumerate(continuation[1:]))
+            owner += 1
+        at += len(request.tail)
+
+
+def _places(rows: Sequence[Row], begin: int) -> tuple[list[list[int]], list[list[int]]]:
+    """Of every position of the rows: its branch (0 is the context), and its place in the text that it belongs to."""
+    branches, positions = [], []
+    for row in rows:
+        end = len(row[0].context)
+        branches.append([0] * (end - begin) + [at for at, each in enumerate(row, start=1) for _ in each.tail])
+        positions.append([*range(begin, end), *(end + place for each in row for place in range(len(each.tail)))])
+    return branches, positions
+
+
+def _mask(branches_BT: Tensor, trunk: int, dtype: torch.dtype) -> Tensor:
+    """What is added to attention scores, (B, 1, T, S + T): a position sees trunk, context, and its branch so far."""
+    length = branches_BT.shape[1]
+    same_BTT = (branches_BT[:, None, :] == 0) | (branches_BT[:, None, :] == branches_BT[:, :, None])
+    seen_BTT = same_BTT & torch.ones(length, length, dtype=torch.bool, device=branches_BT.device).tril()
+    mask_BTT = torch.zeros(seen_BTT.shape, dtype=dtype, device=branches_BT.device)
+    mask_BTT.masked_fill_(~seen_BTT, torch.finfo(dtype).min)
+    return nn.functional.pad(mask_BTT, (trunk, 0))[:, None]
+
+
+def _picked(trunk: Any, rows: int) -> Any:
+    """A cache of its own for so many rows that all go on from one trunk."""
+    picked = copy.deepcopy(trunk)
+    picked.batch_repeat_interleave(rows)
     return picked
 
 
@@ -340,51 +426,6 @@ def _alike(lengths: Sequence[int], least_positions: int) -> Iterator[list[int]]:
     yield group
 
 
-def plan(
-    requests: Sequence[_Request], tokens_at_once: int, *, share: bool = True, trunk_least: int = TRUNK_LEAST
-) -> Iterator[_Batch]:
-    """Requests as batches, the longest first within a trunk.
-
-    Requests with one context share its beginning (a fork); contexts with a long common beginning share that (a trunk).
-
-    Args:
-        requests: with different inputs.
-        tokens_at_once: positions of one batch, rows times the longest input.
-        share: compute shared prefixes once; else every input is run whole.
-        trunk_least: fewest tokens of a trunk.
-    """
-    ordered = sorted(requests, key=lambda request: request.context)
-    contexts = [tuple(each) for _, each in groupby(ordered, key=lambda request: request.context)]
-    trunks = _trunks([each[0].context for each in contexts], trunk_least) if share else [(0, len(contexts), 0)]
-    for begin, end, length in trunks:
-        trunk = contexts[begin][0].context[:length]
-        sized = sorted(((_fork(each, length) if share else 0, each) for each in contexts[begin:end]), key=_size)
-        for fork, alike in groupby(sized, key=lambda pair: pair[0]):
-            batch: list[tuple[_Request, ...]] = []
-            rows = longest = 0
-            for _, context in alike:
-                width = max(longest, max(len(request.ids) for request in context))
-                if batch and (rows + len(context)) * width > tokens_at_once:
-                    yield _Batch(trunk, fork, tuple(batch))
-                    batch, rows, width = [], 0, max(len(request.ids) for request in context)
-                batch.append(context)
-                rows, longest = rows + len(context), width
-            yield _Batch(trunk, fork, tuple(batch))
-
-
-def _size(pair: tuple[int, tuple[_Request, ...]]) -> tuple[int, int]:
-    """Longest first, by what is shared and then by what is not."""
-    fork, context = pair
-    return -fork, -max(len(request.ids) for request in context)
-
-
-def _fork(context: tuple[_Request, ...], trunk: int) -> int:
-    """Positions behind the trunk that the requests of one context share; the last of a context is scored, so not it."""
-    if len(context) == 1:
-        return 0
-    return max(0, (len(context[0].context) - 1 - trunk) // PREFIX_STEP * PREFIX_STEP)
-
-
 def _trunks(contexts: Sequence[tuple[int, ...]], least: int) -> list[tuple[int, int, int]]:
     """Ranges [begin, end) of sorted contexts and the length of the trunk that pays most for each; 0 is none.
 
@@ -392,7 +433,7 @@ def _trunks(contexts: Sequence[tuple[int, ...]], least: int) -> list[tuple[int, 
     shortest, whichever saves more.
     """
     longest = max(map(len, contexts), default=0)
-    step = PREFIX_STEP * -(-longest // (PREFIX_STEP * LENGTHS_OF_TRUNKS))
+    step = TRUNK_STEP * -(-longest // (TRUNK_STEP * LENGTHS_OF_TRUNKS))
     common = [_common(a, b) // step * step for a, b in pairwise(contexts)]
 
     def best(begin: int, end: int) -> tuple[int, list[tuple[int, int, int]]]:
