@@ -104,6 +104,19 @@ def test_missing_data_are_named_with_a_line_that_gets_them(name, tmp_path, folde
     compile(line, "line", "exec")  # it can be typed
 
 
+def test_all_that_is_missing_is_named_at_once(tmp_path, folder):
+    write(tmp_path / "piqa.jsonl", ROWS["piqa"])
+    with pytest.raises(DataError) as error:
+        choose(SUITES["fineweb"], folder, data=tmp_path)
+    for name in SUITES["fineweb"]:
+        assert (f"the data of {name} are missing" in str(error.value)) == (name != "piqa")
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path, folder):
+    with pytest.raises(DataError, match=r"there is no folder .*none with the tasks' rows"):
+        choose(["piqa"], folder, data=tmp_path / "none")
+
+
 LABELS = {
     "piqa": ("label", 2),
     "winogrande": ("answer", "3"),

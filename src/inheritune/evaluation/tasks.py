@@ -137,6 +137,10 @@ PROMPT_FORMS: dict[frozenset[str], dict[str, Any]] = {
 """Fields of a file that holds finished prompts -> how lm_eval reads it."""
 
 
+class MissingRowsError(DataError):
+    """A task has no rows where they were looked for."""
+
+
 @dataclass(frozen=True)
 class Chosen:
     """A task as it will be run."""
@@ -165,22 +169,34 @@ def choose(names: Sequence[str], folder: Path, *, data: Path | None = None) -> l
         EvaluationError: lm_eval is not installed.
     """
     packaged = packaged_tasks()
-    chosen = []
+    if data and not data.is_dir():
+        raise DataError(
+            f"there is no folder {data} with the tasks' rows. Name one, or leave --data out to read the hub."
+        )
+    chosen, missing = [], []
     for name in dict.fromkeys(names):
-        if name.endswith(".jsonl"):
-            chosen.append(_of_prompts(Path(name).stem, Path(name), folder))
-        elif name in TASKS:
-            task = TASKS[name]
-            whole = data / f"{name}.jsonl" if data else None
-            if whole and whole.is_file() and task.part_prefix is None and _prompt_form(_first_row(whole)):
-                chosen.append(_of_prompts(name, whole, folder))
-            elif task.part_prefix:
-                chosen.append(_group(task, packaged, folder, data))
-            else:
-                chosen.append(_single(task, packaged, folder, whole))
-        else:
-            chosen.append(Chosen(name, (name,), None))
+        try:
+            chosen.append(_choose(name, packaged, folder, data))
+        except MissingRowsError as error:  # all of them are named at once
+            missing.append(str(error))
+    if missing:
+        raise DataError("\n".join(missing))
     return chosen
+
+
+def _choose(name: str, packaged: Path, folder: Path, data: Path | None) -> Chosen:
+    """One task by its name, or a file of prompts."""
+    if name.endswith(".jsonl"):
+        return _of_prompts(Path(name).stem, Path(name), folder)
+    if name not in TASKS:
+        return Chosen(name, (name,), None)
+    task = TASKS[name]
+    if task.part_prefix:
+        return _group(task, packaged, folder, data)
+    whole = data / f"{name}.jsonl" if data else None
+    if whole and whole.is_file() and _prompt_form(_first_row(whole)):
+        return _of_prompts(name, whole, folder)
+    return _single(task, packaged, folder, whole)
 
 
 def packaged_tasks() -> Path:
@@ -217,7 +233,7 @@ def _group(task: Task, packaged: Path, folder: Path, data: Path | None) -> Chose
     if data:
         wanted = [part for part in files if _part_file(task, data, part).is_file()]
         if not wanted:
-            raise DataError(_missing(task, _part_file(task, data, next(iter(files)))))
+            raise MissingRowsError(_missing(task, _part_file(task, data, next(iter(files)))))
         if len(wanted) < len(files):
             notes.append(f"{len(wanted)} of {len(files)} parts; {data / task.name} has no others")
     for part in wanted:
@@ -295,7 +311,7 @@ def check_rows(task: Task, file: Path) -> None:
         DataError: with file, line, and what to do.
     """
     if not file.is_file():
-        raise DataError(_missing(task, file))
+        raise MissingRowsError(_missing(task, file))
     number = 0
     for number, row in enumerate(_rows(file), start=1):
         if absent := [field for field in task.fields if row.get(field) is None]:
