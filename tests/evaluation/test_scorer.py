@@ -90,6 +90,16 @@ def test_a_long_context_keeps_its_end_and_is_counted(build_model):
     assert scorer.tally.cut_pairs == 1
 
 
+def test_a_continuation_longer_than_the_window_is_scored_in_pieces(build_model):
+    model, context, continuation = build_model("llama"), ids(0, 20), ids(1, 50)
+    scorer = Scorer(model, window=32)
+    (answer,) = scorer.score([(context, continuation)])
+    whole, parts = context + continuation, [(20, 36), (36, 52), (52, 68), (68, 70)]
+    by_parts = [by_hand(model, (whole[begin - 16 : begin], whole[begin:end]))[0] for begin, end in parts]
+    assert answer.log_probability == pytest.approx(sum(by_parts), abs=1e-4)
+    assert scorer.tally.pieced_pairs == 1
+
+
 def test_a_model_whose_head_cannot_be_split_is_scored_by_its_own_logits(build_model, monkeypatch):
     monkeypatch.setattr(scorer_module, "split_head", lambda model: None)
     model, pairs = build_model("llama"), few_shot_pairs()[:9]
@@ -171,7 +181,6 @@ def test_a_damaged_layer_is_named(build_model):
     [
         (([], [1]), "pair 0 has an empty context"),
         (([1], []), "pair 0 has an empty continuation"),
-        (([1], [1] * 33), "continuation of 33 tokens does not fit a window of 32"),
     ],
 )
 def test_pairs_that_cannot_be_scored_are_refused(build_model, pair, said):

@@ -169,6 +169,8 @@ def test_a_beta2_that_small_moments_cannot_follow_is_refused(kind, build_model):
         build_optimiser(build_model("llama", **WIDE), weight_decay=0.0, beta2=0.999, moments=kind)
 
 
+# torch's own: its compiler imports a module of scripted methods where the processor has bfloat16 products
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("kind", SMALL)
 def test_a_compiled_step_is_the_plain_one_but_for_rounding(kind):
     ends = []

@@ -142,6 +142,11 @@ def _tally_notes(run: Run) -> list[str]:
         notes.append(
             f"{run.tally.cut_pairs:,} continuations have a context that is longer than the window; its end is kept"
         )
+    if run.tally.pieced_pairs:
+        notes.append(
+            f"{run.tally.pieced_pairs:,} continuations are longer than the window and are scored in pieces of half of "
+            "it, each behind the half before it; lm_eval's own engine refuses them"
+        )
     if run.tally.branches is False:
         notes.append(
             "continuations of one context in one row do not have its own log-probabilities, so each has its row"

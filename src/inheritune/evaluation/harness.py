@@ -122,7 +122,15 @@ class Tasks:
             for task in self.loaded["tasks"].values():  # as lm_eval's own command does, for each model anew
                 task.set_config("num_fewshot", task.get_config("num_fewshot") or 0)
                 task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
-            told = evaluate(lm=wrapped, task_dict=self.loaded, limit=limit, bootstrap_iters=0, log_samples=True)
+            try:
+                told = evaluate(lm=wrapped, task_dict=self.loaded, limit=limit, bootstrap_iters=0, log_samples=True)
+            except AssertionError as error:
+                if engine == "ours":
+                    raise
+                raise EvaluationError(
+                    f"lm_eval's own engine refuses an item, most likely a continuation of more than {window} tokens. "
+                    "Use ours, or a larger window."
+                ) from error
         assert told is not None, "one process has all results"
         items = {
             name: tuple(_item(part, sample) for part in parts for sample in _once(told["samples"][part]))

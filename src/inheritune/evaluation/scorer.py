@@ -113,6 +113,8 @@ class Tally:
     computed_positions: int = 0
     cut_pairs: int = 0
     """Pairs whose context was longer than the window and lost its beginning."""
+    pieced_pairs: int = 0
+    """Pairs whose continuation was longer than the window and was scored in pieces."""
     branches: bool | None = None
     """Whether the continuations of a context share it; None as long as nothing could be shared."""
     trunks: bool | None = None
@@ -152,11 +154,12 @@ class Scorer:
             progress: called with the number of pairs that were answered.
 
         Raises:
-            EvaluationError: an empty context or continuation, a continuation longer than the window, no memory for
-                a single request, or a log-probability that is not a number.
+            EvaluationError: an empty context or continuation, no memory for a single request, or a log-probability that
+                is not a number.
         """
-        requests = self._requests(pairs)
-        answers: list[Answer | None] = [None] * len(pairs)
+        pieces, owners = self._pieces(pairs)
+        requests = self._requests(pieces)
+        answers: list[Answer | None] = [None] * len(pieces)
         with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             waiting = self._plan(requests)[::-1]
             while waiting:
@@ -178,7 +181,29 @@ class Scorer:
                 if progress:
                     progress(answered)
         self._check(answers)
-        return [answer for answer in answers if answer is not None]
+        sums, greedy = np.zeros(len(pairs)), np.ones(len(pairs), dtype=bool)
+        for owner, answer in zip(owners, answers, strict=True):
+            assert answer is not None
+            sums[owner] += answer.log_probability
+            greedy[owner] &= answer.is_greedy
+        return [Answer(float(nats), bool(best)) for nats, best in zip(sums, greedy, strict=True)]
+
+    def _pieces(self, pairs: Sequence[Pair]) -> tuple[list[Pair], list[int]]:
+        """Pairs, and those whose continuation is longer than the window in pieces: half a window each, behind the half
+        before it. Also the pair that each piece belongs to."""
+        pieces: list[Pair] = []
+        owners: list[int] = []
+        for number, (context, continuation) in enumerate(pairs):
+            if len(continuation) <= self.window:
+                pieces.append((context, continuation))
+                owners.append(number)
+                continue
+            self.tally.pieced_pairs += 1
+            whole, size = [*context, *continuation], max(1, self.window // 2)
+            for begin in range(len(context), len(whole), size):
+                pieces.append((whole[max(0, begin - size) : begin], whole[begin : begin + size]))
+                owners.append(number)
+        return pieces, owners
 
     def _requests(self, pairs: Sequence[Pair]) -> list[_Request]:
         """Pairs as inputs, those with the same input as one, cut to the window from the left."""
@@ -187,11 +212,6 @@ class Scorer:
             if not context or not continuation:
                 what = "context" if not context else "continuation"
                 raise EvaluationError(f"pair {number} has an empty {what}; there is nothing to score.")
-            if len(continuation) > self.window:
-                raise EvaluationError(
-                    f"a continuation of {len(continuation)} tokens does not fit a window of {self.window}. "
-                    "Raise the window, or leave that item out."
-                )
             room = self.window + 1 - len(continuation)
             kept, wanted = tuple(context[-room:]), tuple(continuation)
             self.tally.cut_pairs += len(kept) < len(context)
