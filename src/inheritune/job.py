@@ -130,11 +130,11 @@ def _refuse_nested(folder: Path, recipe: Recipe) -> None:
     """Keep what a run reads apart from its folder, which --fresh empties and whose records are JSON lines, too.
 
     Raises:
-        RecipeError: the reference or a source lies in the run folder, or the run folder in a source.
+        RecipeError: the reference, a source or the tasks' rows lie in the run folder, or the run folder in a source.
     """
     here = folder.resolve()
     sources = [source if isinstance(source, str) else source.path for source in recipe.data.sources]
-    for what in filter(None, [recipe.reference.model, *sources]):
+    for what in filter(None, [recipe.reference.model, recipe.tasks.data, *sources]):
         given = Path(what).resolve()
         if given.exists() and (given == here or here in given.parents):
             raise RecipeError(

@@ -25,6 +25,7 @@ from inheritune.recipe_parts import (
     ReferenceRecipe,
     ReferenceTraining,
     SourceRecipe,
+    TasksRecipe,
     TrainRecipe,
     Whole,
     section,
@@ -44,7 +45,7 @@ __all__ = [
 
 
 class Recipe(RecipePart):
-    """One run: reference, data, growth, training, baselines."""
+    """One run: reference, data, growth, training, tasks, baselines."""
 
     reference: ReferenceRecipe
     """The big model."""
@@ -60,6 +61,9 @@ class Recipe(RecipePart):
 
     train: Annotated[TrainRecipe, BeforeValidator(section)] = TrainRecipe()
     """How every stage is trained."""
+
+    tasks: Annotated[TasksRecipe, BeforeValidator(section)] = TasksRecipe()
+    """What is asked of the models beside their loss."""
 
     baselines: list[Literal["scratch"]] = Field(default=["scratch"])
     """Models trained beside the child. scratch: same size, its own initialiser, as many tokens as all rounds."""
@@ -149,7 +153,14 @@ def _left_open(values: Mapping[str, Any], path: Path, lines: dict[str, int]) -> 
     return open_places
 
 
-TEXT_KEYS = ("reference.model", "reference.revision", "reference.train.tokenizer", "data.text_field", "run_dir")
+TEXT_KEYS = (
+    "reference.model",
+    "reference.revision",
+    "reference.train.tokenizer",
+    "data.text_field",
+    "tasks.data",
+    "run_dir",
+)
 """Keys whose value on the command line is a word as it stands: a revision 12e4 is no number."""
 
 FREE_KEYS = ("reference.train.config",)

@@ -300,3 +300,16 @@ class TrainRecipe(RecipePart):
         if self.schedule == "wsd" and self.warmup_fraction + self.cooldown_fraction > 1:
             raise ValueError("warmup_fraction and cooldown_fraction are together more than the whole round; lower one")
         return self
+
+
+class TasksRecipe(RecipePart):
+    """Downstream tasks that reference, rounds and baselines are scored on."""
+
+    data: str | None = None
+    """Folder with the tasks' rows (docs/evaluation.md), or hub to read them there; null scores no tasks."""
+
+    suite: Literal["signal", "fineweb", "paper"] | list[str] = "signal"
+    """Tasks: signal moves early in training; fineweb, paper, or a list of names."""
+
+    limit: Annotated[int, BeforeValidator(lambda value: parse_quantity(value)), Field(ge=2)] | None = None
+    """The first so many items of each; null takes all."""

@@ -41,3 +41,12 @@ def test_the_verb_prints_the_probe(pair, capsys):
     with pytest.raises(SystemExit):
         main([*words, "--prompt", "my own", "--json"])
     assert json.loads(capsys.readouterr().out)["probe"]["prompts"] == ["my own"]
+
+
+def test_the_probe_is_kept_where_the_report_looks(pair, tmp_path, capsys):
+    out = tmp_path / "run" / "evaluation"
+    with pytest.raises(SystemExit) as ended:
+        main(["eval", str(pair[0]), "--probe", "--max-new-tokens", "3", "--prompt", "my own", "--out", str(out)])
+    assert ended.value.code == 0
+    assert f"written to {out / 'probe.json'}" in capsys.readouterr().out
+    assert json.loads((out / "probe.json").read_text())["prompts"] == ["my own"]

@@ -294,3 +294,39 @@ def test_downstream_scores_in_the_run_are_shown_with_their_floors(make_run):
     assert "<td>-10.0 [-20.0, +5.0]</td><td>short minus big</td><td>3, 13</td><td>0.021</td>" in html
     assert "1 of 1 tasks. By ours" in html
     assert "percentage points" in html
+
+
+def some_texts(name):
+    ways = {
+        way: {"texts": [f"{way} text"], "distinct_1": 0.5, "distinct_2": 0.75, "repetition": 0.125}
+        for way in ("greedy", "sampled")
+    }
+    return {"prompts": ["The house"], "seed": 3, "temperature": 0.8, "models": {name: ways, "big": ways}}
+
+
+def test_what_the_probe_has_written_into_the_run_is_shown(make_run):
+    run = make_run()
+    assert "<h2>How they write</h2>" not in report(run).read_text()
+    (run / "evaluation").mkdir()
+    (run / "evaluation" / "probe.json").write_text(json.dumps(some_texts(ATTACK)))
+    html = report(run).read_text()
+    _assert_offline(html)
+    assert "The same 1 prompts for all, continued greedily and sampled (temperature 0.8, seed 3)" in html
+    assert "<td>big</td><td>sampled</td><td>0.500</td><td>0.750</td><td>0.125</td>" in html
+    assert '<h4>big, greedy</h4><pre class="text">greedy text</pre>' in html
+
+
+BESIDE = {
+    "analysis/analysis.json": {"models": [{"attention": [{}]}]},
+    "evaluation/downstream.json": {"scores": {"m": [{}]}},
+    "evaluation/probe.json": {"models": {"m": {"greedy": {}}}, "prompts": []},
+}
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", None])
+@pytest.mark.parametrize("name", BESIDE)
+def test_a_damaged_file_of_another_verb_is_left_out_and_named(make_run, name, content):
+    run = make_run()
+    (run / name).parent.mkdir()
+    (run / name).write_text(content or json.dumps(BESIDE[name]))
+    assert f"{name} is damaged and left out; write it anew with: inheritune" in report(run).read_text()

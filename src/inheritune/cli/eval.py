@@ -45,7 +45,8 @@ def evaluate(
         engine: Whose forward pass tasks are scored with: ours, or lm_eval's own (harness).
         verify: Items of each task that both engines score, to be compared.
         published: Put the paper's printed scores beside; it does so for the suite paper by default.
-        out: Folder for downstream.json and downstream.csv; RUN/evaluation puts them into that run's report.
+        out: Folder for downstream.json and downstream.csv, and probe.json; RUN/evaluation puts them into that run's
+            report.
         json: Print JSON.
     """
     from inheritune.errors import RecipeError
@@ -97,8 +98,14 @@ def evaluate(
             seed=seed,
         )
         printed["probe"] = written.to_json()
+        if out:
+            from inheritune.runs import write_json
+
+            write_json(out / "probe.json", written.to_json())
         if not json:
             print(written.table())
+            if out:
+                print(f"\nwritten to {out / 'probe.json'}")
     elif prompt:
         from inheritune.evaluation.generation import write
 

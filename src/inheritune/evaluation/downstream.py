@@ -15,6 +15,7 @@ from inheritune.evaluation.compare import fewest_positions
 from inheritune.evaluation.harness import Engine, Item, Run, Tasks
 from inheritune.evaluation.judging import judge
 from inheritune.evaluation.published import published
+from inheritune.evaluation.scorer import Tally
 from inheritune.evaluation.scores import Downstream
 from inheritune.machine.probe import best_device
 from inheritune.surgery.folder import build_config, load_model, read_config, resolve
@@ -58,7 +59,7 @@ def evaluate_tasks(
         DataError: see ``tasks.choose``.
         EvaluationError: lm_eval is not installed, a model without a tokenizer, or see ``Scorer.score``.
     """
-    names = _names(suite)
+    names = task_names(suite)
     if engine not in ("ours", "harness"):
         raise RecipeError(f"there is no engine {engine!r}. Choose ours or harness.")
     for value, least, what in ((limit, 2, "limit"), (window, 1, "window")):
@@ -73,14 +74,11 @@ def evaluate_tasks(
         found: dict[str, Run] = {}
         checked: dict[str, Agreement] = {}
         notes = [f"{each.name}: {note}" for each in chosen for note in each.notes]
-        shared = window or min(WINDOW, *(_positions(folder) for folder in folders.values()))
+        shared = window or min(map(task_window, folders.values()))
         for name, folder in folders.items():
-            network = load_model(folder).to(best_device()).eval()
-            if said := check_positions(network, shared):
-                notes.append(f"{name}: {said}")
-            tokenizer = _tokenizer(name, folder)
+            network, tokenizer, said = open_for_tasks(name, folder, shared)
             found[name] = loaded.run(network, tokenizer, window=shared, engine=engine, limit=limit, progress=progress)
-            notes += [f"{name}: {each}" for each in _tally_notes(found[name])]
+            notes += [f"{name}: {each}" for each in [*said, *tally_notes(found[name].tally)]]
             if verify:
                 both = [
                     loaded.run(network, tokenizer, window=shared, engine=each, limit=verify)
@@ -88,7 +86,7 @@ def evaluate_tasks(
                 ]
                 checked[name] = agreement(*both)
             del network
-    metrics = {each.name: each.metric or _first_metric(found[models[0]].items[each.name]) for each in chosen}
+    metrics = chosen_metrics(chosen, found[models[0]])
     source, printed = published()
     wanted = suite == "paper" if with_published is None else with_published
     result = judge(
@@ -104,7 +102,7 @@ def evaluate_tasks(
     return result
 
 
-def _names(suite: str | Sequence[str]) -> tuple[str, ...]:
+def task_names(suite: str | Sequence[str]) -> tuple[str, ...]:
     """The tasks of a suite, or tasks as they are named."""
     if not isinstance(suite, str):
         if not suite:
@@ -115,9 +113,21 @@ def _names(suite: str | Sequence[str]) -> tuple[str, ...]:
     return tasks.SUITES[suite]
 
 
-def _positions(folder: Path) -> int:
-    """Positions of a model, by its config alone."""
-    return fewest_positions(SimpleNamespace(config=build_config(read_config(folder))))
+def task_window(folder: Path) -> int:
+    """Most positions of one input that a model takes, by its config alone, up to 2,048."""
+    return min(WINDOW, fewest_positions(SimpleNamespace(config=build_config(read_config(folder)))))
+
+
+def open_for_tasks(name: str, folder: Path, window: int) -> tuple[Any, Any, list[str]]:
+    """A model and its tokenizer, ready to be asked, and what is to be said of such a window.
+
+    Raises:
+        RecipeError: a window beyond the model's table of positions.
+        EvaluationError: it has no tokenizer.
+    """
+    network = load_model(folder).to(best_device()).eval()
+    said = check_positions(network, window)
+    return network, _tokenizer(name, folder), [said] if said else []
 
 
 def _tokenizer(name: str, folder: Path) -> Any:
@@ -135,25 +145,36 @@ def _tokenizer(name: str, folder: Path) -> Any:
     return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
-def _tally_notes(run: Run) -> list[str]:
+def tally_notes(tally: Tally) -> list[str]:
     """What the scorer had to do."""
     notes = []
-    if run.tally.cut_pairs:
+    if tally.cut_pairs:
         notes.append(
-            f"{run.tally.cut_pairs:,} continuations have a context that is longer than the window; its end is kept"
+            f"{tally.cut_pairs:,} continuations have a context that is longer than the window; its end is kept"
         )
-    if run.tally.pieced_pairs:
+    if tally.pieced_pairs:
         notes.append(
-            f"{run.tally.pieced_pairs:,} continuations are longer than the window and are scored in pieces of half of "
+            f"{tally.pieced_pairs:,} continuations are longer than the window and are scored in pieces of half of "
             "it, each behind the half before it; lm_eval's own engine refuses them"
         )
-    if run.tally.branches is False:
+    if tally.branches is False:
         notes.append(
             "continuations of one context in one row do not have its own log-probabilities, so each has its row"
         )
-    if run.tally.trunks is False:
+    if tally.trunks is False:
         notes.append("its cache does not give its own log-probabilities back, so shared beginnings are computed anew")
+    if tally.untried:
+        notes.append("memory did not hold the trial of what could be shared, so it was not shared")
     return notes
+
+
+def chosen_metrics(chosen: Sequence[tasks.Chosen], run: Run) -> dict[str, str]:
+    """Task -> the metric that tables show.
+
+    Raises:
+        EvaluationError: a task without one that is a mean over items.
+    """
+    return {each.name: each.metric or _first_metric(run.items[each.name]) for each in chosen}
 
 
 def _first_metric(items: Sequence[Item]) -> str:

@@ -14,9 +14,9 @@ forward passes (positions by place in the row, windows, a state in place of a ca
 # B rows of one forward pass, T positions, S positions of the trunk, D hidden size, V vocabulary, N scored positions.
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import accumulate, groupby, pairwise
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +26,19 @@ from torch import Tensor, nn
 
 from inheritune.errors import EvaluationError
 from inheritune.evaluation.damage import said_of_damage
+from inheritune.evaluation.row_plan import (
+    Batch,
+    Pair,
+    Request,
+    Row,
+    groups_alike,
+    ids_of,
+    length_of,
+    places,
+    plan,
+    rows_of,
+    scored_positions,
+)
 from inheritune.machine.head import Head, split_head
 from inheritune.machine.memory import is_out_of_memory
 
@@ -35,29 +48,11 @@ TOKENS_AT_ONCE = 8192
 LOGITS_AT_ONCE = 2**25
 """Elements of the largest logits tensor: 128 MiB in float32; a large vocabulary leaves the product some rows."""
 
-PADDING = 0.05
-"""Share of padding in a forward pass that is worth another one."""
-
 LEAST_POSITIONS = {"cpu": 512, "cuda": 4096}
 """Positions of a forward pass that are not split further for the sake of padding."""
 
-BRANCHED_LEAST, BRANCHED_MOST = 8, 1024
-"""Tokens that a context needs for branches to be worth it, and positions of a row beyond which another is begun."""
-
-TRUNK_STEP = 8
-"""Trunks are cut to a multiple of this, so that ranges of contexts with nearly the same beginning stay together."""
-
-TRUNK_LEAST = 32
-"""Tokens that the contexts of a whole batch must share for them to be computed once for all."""
-
-LENGTHS_OF_TRUNKS = 128
-"""So many lengths are told apart; it bounds how deep the search for trunks goes."""
-
 SAME_NATS, SAME_SHARE = 1e-4, 1e-6
 """How far sharing may move a log-probability, in nats and as a share of it."""
-
-Pair = tuple[Sequence[int], Sequence[int]]
-"""Token ids of a context and of its continuation; neither is empty."""
 
 
 class Answer(NamedTuple):
@@ -67,40 +62,6 @@ class Answer(NamedTuple):
     """Nats, summed over its tokens."""
     is_greedy: bool
     """Each of its tokens is the likeliest one."""
-
-
-@dataclass(frozen=True)
-class _Request:
-    """One input, and the continuations that are read off it."""
-
-    context: tuple[int, ...]
-    tail: tuple[int, ...]
-    """The continuation without its last token: input, like the context."""
-    targets: dict[tuple[int, ...], list[int]] = field(compare=False, hash=False)
-    """Continuation -> the numbers of the pairs that ask for it."""
-
-
-Row = tuple[_Request, ...]
-"""Requests of one context: the context once, then their tails as branches."""
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """Rows that go on from one trunk."""
-
-    trunk: tuple[int, ...]
-    """Ids that every context of the batch begins with; computed once."""
-    rows: tuple[Row, ...]
-
-    @property
-    def requests(self) -> list[_Request]:
-        """In the order of the rows."""
-        return [request for row in self.rows for request in row]
-
-    @property
-    def positions(self) -> int:
-        """Of all rows, padded, with what the cache holds of each."""
-        return len(self.rows) * max(map(_length, self.rows))
 
 
 @dataclass
@@ -119,6 +80,8 @@ class Tally:
     """Whether the continuations of a context share it; None as long as nothing could be shared."""
     trunks: bool | None = None
     """Likewise of beginnings of contexts, in the cache."""
+    untried: bool = False
+    """Memory did not hold the trial of one of them, which was then not used."""
 
 
 class Scorer:
@@ -205,9 +168,9 @@ class Scorer:
                 owners.append(number)
         return pieces, owners
 
-    def _requests(self, pairs: Sequence[Pair]) -> list[_Request]:
+    def _requests(self, pairs: Sequence[Pair]) -> list[Request]:
         """Pairs as inputs, those with the same input as one, cut to the window from the left."""
-        found: dict[tuple[tuple[int, ...], tuple[int, ...]], _Request] = {}
+        found: dict[tuple[tuple[int, ...], tuple[int, ...]], Request] = {}
         for number, (context, continuation) in enumerate(pairs):
             if not context or not continuation:
                 what = "context" if not context else "continuation"
@@ -217,40 +180,43 @@ class Scorer:
             self.tally.cut_pairs += len(kept) < len(context)
             self.tally.pairs_positions += len(kept) + len(wanted) - 1
             key = (kept, wanted[:-1])
-            request = found.setdefault(key, _Request(kept, wanted[:-1], {}))
+            request = found.setdefault(key, Request(kept, wanted[:-1], {}))
             request.targets.setdefault(wanted, []).append(number)
         self.tally.pairs += len(pairs)
         return list(found.values())
 
-    def _plan(self, requests: Sequence[_Request]) -> list[_Batch]:
+    def _plan(self, requests: Sequence[Request]) -> list[Batch]:
         """Batches that share what this model can share."""
-        if self.tally.branches is None and (rows := [row for row in _rows(requests, together=True) if len(row) > 1]):
-            longest = max(rows, key=lambda row: (_length(row), row[0].context))
-            self.tally.branches = self._is_same(
-                [_Batch((), (longest,))], [_Batch((), tuple((each,) for each in longest))]
-            )
-        together = bool(self.tally.branches)
-        batches = list(plan(requests, self.tokens_at_once, together=together, trunks=self.tally.trunks is not False))
-        if self.tally.trunks is None and (behind := [batch for batch in batches if batch.trunk]):
+        tally = self.tally
+        if tally.branches is None and (rows := [row for row in rows_of(requests, together=True) if len(row) > 1]):
+            longest = max(rows, key=lambda row: (length_of(row), row[0].context))
+            alone = tuple((each,) for each in longest)
+            tally.branches = self._is_same([Batch((), (longest,))], [Batch((), alone)])
+        together = bool(tally.branches)
+        batches = list(plan(requests, self.tokens_at_once, together=together, trunks=tally.trunks is not False))
+        if tally.trunks is None and (behind := [batch for batch in batches if batch.trunk]):
             longest_trunk = max(behind, key=lambda batch: len(batch.trunk))
             row = longest_trunk.rows[:1]
-            self.tally.trunks = self._is_same([_Batch(longest_trunk.trunk, row)], [_Batch((), row)])
-            if not self.tally.trunks:
-                return self._plan(requests)
+            tally.trunks = self._is_same([Batch(longest_trunk.trunk, row)], [Batch((), row)])
+            if not tally.trunks:
+                return list(plan(requests, self.tokens_at_once, together=together, trunks=False))
         return batches
 
-    def _is_same(self, shared: Sequence[_Batch], plain: Sequence[_Batch]) -> bool:
-        """Whether two ways to run the same requests give the same log-probabilities."""
+    def _is_same(self, shared: Sequence[Batch], plain: Sequence[Batch]) -> bool | None:
+        """Whether two ways to run the same requests give the same log-probabilities; None where memory does not say."""
         positions = self.tally.computed_positions
         try:
             a, b = (np.concatenate([self._run(batch)[0] for batch in way]) for way in (shared, plain))
-        except (TypeError, AttributeError, ValueError, IndexError, RuntimeError):
+        except (TypeError, AttributeError, ValueError, IndexError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and is_out_of_memory(error):
+                self.tally.untried = True
+                return None
             return False  # no cache, one that rows cannot be picked from, no such mask, or no positions of one's own
         finally:
             self.tally.computed_positions = positions
         return bool(np.allclose(a, b, rtol=SAME_SHARE, atol=SAME_NATS, equal_nan=True))
 
-    def _run(self, batch: _Batch) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+    def _run(self, batch: Batch) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
         """Sum of log-probabilities and greediness of every continuation of a batch, rows in order."""
         begin = len(batch.trunk)
         trunk = self._fill(batch.trunk) if batch.trunk else None
@@ -259,12 +225,12 @@ class Scorer:
         sums = torch.zeros(first_owner[-1], dtype=torch.float64, device=self.device)
         misses = torch.zeros_like(sums)
         waiting: list[tuple[Tensor, ...]] = []
-        for alike in _alike([_length(row) - begin for row in batch.rows], self.least_positions):
+        for alike in groups_alike([length_of(row) - begin for row in batch.rows], self.least_positions):
             hidden = self._states([batch.rows[each] for each in alike], begin, trunk)
             where = [
                 (place, *each)
                 for place, number in enumerate(alike)
-                for each in _scored(batch.rows[number], begin, first_owner[number])
+                for each in scored_positions(batch.rows[number], begin, first_owner[number])
             ]
             rows, columns, targets, owners = torch.tensor(where, device=self.device).T
             waiting.append((hidden[rows, columns], targets, owners))
@@ -282,13 +248,13 @@ class Scorer:
 
     def _states(self, rows: Sequence[Row], begin: int, trunk: Any) -> Tensor:
         """Last hidden states (B, T, D) behind the trunk, or logits (B, T, V) where the head does not split."""
-        ids_BT = _padded([_ids(row)[begin:] for row in rows]).to(self.device)
+        ids_BT = _padded([ids_of(row)[begin:] for row in rows]).to(self.device)
         self.tally.computed_positions += ids_BT.numel()
         given: dict[str, Any] = {"input_ids": ids_BT, "use_cache": trunk is not None}
         if trunk is not None:
             given["past_key_values"] = _picked(trunk, len(rows))
         if any(len(row) > 1 for row in rows):
-            branches_BT, positions_BT = (_padded(each).to(self.device) for each in _places(rows, begin))
+            branches_BT, positions_BT = (_padded(each).to(self.device) for each in places(rows, begin))
             dtype = next(self.model.parameters()).dtype
             given |= {"attention_mask": _mask(branches_BT, begin, dtype), "position_ids": positions_BT}
         out = self.body(**given)
@@ -314,17 +280,17 @@ class Scorer:
             sums.index_add_(0, owners, (wanted_N - logits_NV.logsumexp(dim=-1)).double())
             misses.index_add_(0, owners, (logits_NV.argmax(dim=-1) != targets).double())
 
-    def _halved(self, batch: _Batch, error: RuntimeError) -> list[_Batch]:
+    def _halved(self, batch: Batch, error: RuntimeError) -> list[Batch]:
         """Two batches in place of one that memory does not hold; a later call plans smaller ones from the start."""
         rows = batch.rows if len(batch.rows) > 1 else tuple((request,) for request in batch.rows[0])
         if len(rows) < 2:
             raise EvaluationError(
-                f"not enough memory to score one input of {_length(rows[0])} tokens. Lower the window, or use a "
+                f"not enough memory to score one input of {length_of(rows[0])} tokens. Lower the window, or use a "
                 "machine with more memory."
             ) from error
         self.tokens_at_once = max(1, batch.positions // 2)
         middle = len(rows) // 2
-        return [_Batch(batch.trunk, rows[:middle]), _Batch(batch.trunk, rows[middle:])]
+        return [Batch(batch.trunk, rows[:middle]), Batch(batch.trunk, rows[middle:])]
 
     def _check(self, answers: Sequence[Answer | None]) -> None:
         """Every pair has an answer that is a number."""
@@ -334,85 +300,6 @@ class Scorer:
                 raise EvaluationError(
                     f"the log-probability of pair {number} is {answer.log_probability}. {said_of_damage(self.model)}"
                 )
-
-
-def plan(
-    requests: Sequence[_Request],
-    tokens_at_once: int,
-    *,
-    together: bool = True,
-    trunks: bool = True,
-    trunk_least: int = TRUNK_LEAST,
-) -> Iterator[_Batch]:
-    """Requests as batches, the longest row first within a trunk.
-
-    Args:
-        requests: with different inputs.
-        tokens_at_once: positions of one batch, rows times the longest; a single row may have more.
-        together: requests of one context share a row, as branches; else each has its own.
-        trunks: compute what many contexts begin with once.
-        trunk_least: fewest tokens of a trunk.
-    """
-    rows = _rows(requests, together=together)
-    ranges = _trunks([row[0].context for row in rows], trunk_least) if trunks else [(0, len(rows), 0)]
-    for begin, end, length in ranges:
-        batch: list[Row] = []
-        for row in sorted(rows[begin:end], key=_length, reverse=True):
-            if batch and (len(batch) + 1) * _length(batch[0]) > tokens_at_once:
-                yield _Batch(row[0].context[:length], tuple(batch))
-                batch = []
-            batch.append(row)
-        yield _Batch(batch[0][0].context[:length], tuple(batch))
-
-
-def _rows(requests: Sequence[_Request], *, together: bool) -> list[Row]:
-    """Requests by context, in the order of the contexts."""
-    ordered = sorted(requests, key=lambda request: (request.context, request.tail))
-    if not together:
-        return [(request,) for request in ordered]
-    rows: list[Row] = []
-    for context, each in groupby(ordered, key=lambda request: request.context):
-        row: Row = ()
-        for request in each:
-            fits = len(context) >= BRANCHED_LEAST and _length((*row, request)) <= BRANCHED_MOST
-            if row and not fits:
-                rows.append(row)
-                row = ()
-            row = (*row, request)
-        rows.append(row)
-    return rows
-
-
-def _length(row: Row) -> int:
-    """Positions of a row: its context, and the tails of all its requests."""
-    return len(row[0].context) + sum(len(request.tail) for request in row)
-
-
-def _ids(row: Row) -> tuple[int, ...]:
-    """The ids of a row."""
-    return sum((request.tail for request in row), row[0].context)
-
-
-def _scored(row: Row, begin: int, first_owner: int) -> Iterator[tuple[int, int, int]]:
-    """Column, token and continuation of every scored position of a row: the first is read off the context's end."""
-    end = len(row[0].context) - begin
-    owner, at = first_owner, end
-    for request in row:
-        for continuation in request.targets:
-            yield end - 1, continuation[0], owner
-            yield from ((at + place, token, owner) for place, token in enumerate(continuation[1:]))
-            owner += 1
-        at += len(request.tail)
-
-
-def _places(rows: Sequence[Row], begin: int) -> tuple[list[list[int]], list[list[int]]]:
-    """Of every position of the rows: its branch (0 is the context), and its place in the text that it belongs to."""
-    branches, positions = [], []
-    for row in rows:
-        end = len(row[0].context)
-        branches.append([0] * (end - begin) + [at for at, each in enumerate(row, start=1) for _ in each.tail])
-        positions.append([*range(begin, end), *(end + place for each in row for place in range(len(each.tail)))])
-    return branches, positions
 
 
 def _mask(branches_BT: Tensor, trunk: int, dtype: torch.dtype) -> Tensor:
@@ -430,67 +317,6 @@ def _picked(trunk: Any, rows: int) -> Any:
     picked = copy.deepcopy(trunk)
     picked.batch_repeat_interleave(rows)
     return picked
-
-
-def _alike(lengths: Sequence[int], least_positions: int) -> Iterator[list[int]]:
-    """Indices of rows in groups of like length, the longest first: little padding, yet enough for a matrix product."""
-    group: list[int] = []
-    wanted = 0
-    for row in sorted(range(len(lengths)), key=lambda row: (-lengths[row], row)):
-        padded = lengths[group[0]] * (len(group) + 1) if group else 0
-        if padded > least_positions and wanted + lengths[row] < (1 - PADDING) * padded:
-            yield group
-            group, wanted = [], 0
-        group.append(row)
-        wanted += lengths[row]
-    yield group
-
-
-def _trunks(contexts: Sequence[tuple[int, ...]], least: int) -> list[tuple[int, int, int]]:
-    """Ranges [begin, end) of sorted contexts and the length of the trunk that pays most for each; 0 is none.
-
-    A range is either one trunk (its common beginning, once instead of for each context) or falls apart where that is
-    shortest, whichever saves more.
-    """
-    longest = max(map(len, contexts), default=0)
-    step = TRUNK_STEP * -(-longest // (TRUNK_STEP * LENGTHS_OF_TRUNKS))
-    common = [_common(a, b) // step * step for a, b in pairwise(contexts)]
-
-    def best(begin: int, end: int) -> tuple[int, list[tuple[int, int, int]]]:
-        """Tokens saved, and the ranges that save them."""
-        alone = [(begin, end, 0)]
-        if end - begin < 2:
-            return 0, alone
-        lowest = min(common[begin : end - 1])
-        cuts = [begin, *(at + 1 for at in range(begin, end - 1) if common[at] == lowest), end]
-        parts = [best(a, b) for a, b in pairwise(cuts)]
-        apart = sum(saved for saved, _ in parts)
-        # the last token of the shortest context is scored, and a trunk holds none that is
-        room = (min(len(each) for each in contexts[begin:end]) - 1) // step * step
-        length = min(lowest, room)
-        together = (end - begin - 1) * length if length >= least else 0
-        if together and together >= apart:
-            return together, [(begin, end, length)]
-        if not apart:
-            return 0, alone
-        ranges = [each for _, part in parts for each in part]
-        merged: list[tuple[int, int, int]] = []
-        for each in ranges:  # neighbours without a trunk are one range
-            if merged and not each[2] and not merged[-1][2]:
-                merged[-1] = (merged[-1][0], each[1], 0)
-            else:
-                merged.append(each)
-        return apart, merged
-
-    return best(0, len(contexts))[1]
-
-
-def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    """Length of the common beginning."""
-    for position, (left, right) in enumerate(zip(a, b, strict=False)):
-        if left != right:
-            return position
-    return min(len(a), len(b))
 
 
 def _padded(rows: Sequence[Sequence[int]]) -> Tensor:

@@ -209,6 +209,13 @@ def _cell(score: TaskScore) -> str:
     return f"{shown(score.score, score.metric)} ±{shown(score.stderr, score.metric)}{'*' if score.at_floor else ' '}"
 
 
+def scores_line(scores: Sequence[TaskScore]) -> str:
+    """All scores of one model in one line."""
+    return (
+        ", ".join(f"{each.task} {_cell(each).strip()}" for each in scores) + " (* not distinguishable from the floor)"
+    )
+
+
 def _aligned(columns: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
     """Columns as lines, the first two to the left and numbers to the right."""
     widths = [max(map(len, [head, *cells])) for head, cells in columns]

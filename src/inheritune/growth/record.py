@@ -10,6 +10,7 @@ from inheritune.data.tokenizer import open_tokenizer
 from inheritune.evaluation.generation import write
 from inheritune.evaluation.statistics import Interval, paired_bootstrap
 from inheritune.growth.run import Found, Round, Run, Scored
+from inheritune.growth.tasks import judge_tasks
 
 PROMPT_TOKENS = 24
 """Tokens of a validation document that are given as the prompt of a sample."""
@@ -25,6 +26,7 @@ def record(run: Run, found: Found) -> dict[str, Any]:
     runs.link_folder(found.child.child.model, run.folder / "model")
     summary = {**_verdict(run, found), **_models(run, found), **_validation(found)}
     summary["samples"] = _samples(found)
+    judge_tasks(run, found.answers, found.child.stage)
     runs.write_json(run.folder / "summary.json", summary)
     return summary
 

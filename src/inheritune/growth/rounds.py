@@ -28,6 +28,7 @@ from inheritune.growth.stages import (
     train_scratch,
 )
 from inheritune.growth.starts import depth_of_config
+from inheritune.growth.tasks import ask, check_tasks
 from inheritune.recipe import Recipe
 from inheritune.surgery.anatomy import anatomy_of_folder
 from inheritune.surgery.cut import plan_cut
@@ -44,6 +45,7 @@ def search(run: Run) -> Found:
     recipe = run.recipe
     if recipe.data.token_budget is not None:
         _check_total(recipe, recipe.data.token_budget * recipe.train.passes)
+    check_tasks(run)
     begun = _begun_depths(run)
     if recipe.reference.model is not None:
         reference_folder = find_reference(run.folder, recipe.reference.model, recipe.reference.revision)
@@ -75,6 +77,7 @@ def search(run: Run) -> Found:
         "scored",
         f"reference | depth {reference.depth} | {reference.loss_nats:.4f} nats (decide), {watch_nats:.4f} (watch)",
     )
+    answers = {"reference": ask(run, "reference", reference_folder, tokens=trained_tokens)}
 
     finished: list[Round] = []
     stopped_because = f"the deepest child allowed has {depths[-1]} of {reference.depth} layers"
@@ -96,6 +99,8 @@ def search(run: Run) -> Found:
             run.event(f"round-{number}", "not extended", f"round {number} keeps the budget that it had: {why}")
             may_extend = False
         finished.append(_round(run, number, depth, reference, watch_nats, shards, finished, may_extend))
+        last = finished[-1]
+        answers[last.stage] = ask(run, last.stage, last.child.model, tokens=last.loop.tokens)
         if len(reference.decide) < TOO_FEW_DOCUMENTS:
             stopped_because = (
                 f"{len(reference.decide)} documents in the decide half are too few for a verdict "
@@ -112,6 +117,8 @@ def search(run: Run) -> Found:
         spent = sum(each.loop.spent_tokens for each in finished)
         scored, result = train_scratch(run, finished[-1].child, reference, spent, shards, watch_nats)
         baselines[name] = (scored, result.loop)
+        stage = scored.model.parent.name
+        answers[stage] = ask(run, stage, scored.model, tokens=result.loop.tokens)
     return Found(
         reference=reference,
         reference_watch_nats=watch_nats,
@@ -120,6 +127,7 @@ def search(run: Run) -> Found:
         rounds=finished,
         baselines=baselines,
         stopped_because=stopped_because,
+        answers={stage: each for stage, each in answers.items() if each},
     )
 
 

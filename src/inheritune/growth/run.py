@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from inheritune import runs
 from inheritune.data.shards import Shards
+from inheritune.evaluation.harness import Run as Answers
 from inheritune.evaluation.statistics import Interval, token_mean
 from inheritune.machine.stop import StopRequest
 from inheritune.recipe import Recipe
@@ -81,6 +82,8 @@ class Found:
     rounds: list[Round]
     baselines: dict[str, tuple[Scored, LoopResult]]
     stopped_because: str
+    answers: dict[str, Answers]
+    """Stage -> what its model made of the tasks, the reference first; empty where none were asked for."""
 
     @property
     def child(self) -> Round:

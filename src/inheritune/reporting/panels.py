@@ -2,8 +2,8 @@
 
 import shlex
 import statistics
-from collections.abc import Mapping, Sequence
-from pathlib import PurePath
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path, PurePath
 from typing import Any
 
 from markupsafe import Markup
@@ -11,7 +11,8 @@ from markupsafe import Markup
 from inheritune.reporting.downstream import downstream_view
 from inheritune.reporting.figures import Curve, Group, Mark, Row, forest_figure, loss_figure
 from inheritune.reporting.layers import analysis_view
-from inheritune.reporting.record import RunRecord, pick
+from inheritune.reporting.record import ANALYSIS, DOWNSTREAM, PROBE, RunRecord, left_out, pick
+from inheritune.reporting.variety import probe_view
 from inheritune.reporting.verdict import gap_closed, verdict_mark, verdict_sentences
 from inheritune.reporting.wording import facts, known, layer_ranges
 
@@ -20,7 +21,7 @@ TIME_KEYS = {"tokens": "tokens", "seconds": "elapsed_s"}
 
 def run_view(record: RunRecord) -> dict[str, Any]:
     """Every value of the page of one run."""
-    summary = record.summary
+    summary, notes = record.summary, list(record.notes)
     return {
         "name": record.name,
         "mark": verdict_mark(summary),
@@ -30,7 +31,7 @@ def run_view(record: RunRecord) -> dict[str, Any]:
         "minus_reference": minus_reference,
         "made_here": record.made_reference,
         "rescore": rescore_command(record),
-        "notes": record.notes,
+        "notes": notes,  # the parts below may add to them
         "progress": progress(record),
         "figure_tokens": _loss(record, "tokens"),
         "figure_time": _loss(record, "seconds"),
@@ -46,13 +47,25 @@ def run_view(record: RunRecord) -> dict[str, Any]:
         "data": facts(_mapping(record.provenance.get("data"))),
         "provenance": provenance(record),
         "certificate": certificate(record.certificate),
-        "analysis": analysis_view(record.analysis),
-        "downstream": downstream_view(record.downstream),
+        "analysis": _whole(analysis_view, record.analysis, record.folder / ANALYSIS, notes),
+        "downstream": _whole(downstream_view, record.downstream, record.folder / DOWNSTREAM, notes),
+        "written": _whole(probe_view, record.written, record.folder / PROBE, notes),
         "probes": {stage: facts(dict(probe)) for stage, probe in record.probes.items()},
         "events": record.events,
         "command": command_line(record.provenance.get("command")),
         "recipe": record.recipe_text,
     }
+
+
+def _whole(
+    view: Callable[[Mapping[str, Any]], dict[str, Any] | None], value: Mapping[str, Any], path: Path, notes: list[str]
+) -> dict[str, Any] | None:
+    """The view of another verb's file; a file that is not what that verb writes is left out and named in ``notes``."""
+    try:
+        return view(value)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
+        notes.append(left_out(path))
+        return None
 
 
 def _mapping(value: Any) -> dict[str, Any]:

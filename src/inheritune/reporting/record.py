@@ -11,6 +11,9 @@ import yaml
 from inheritune.errors import RecipeError
 from inheritune.runs import read_json
 
+ANALYSIS, DOWNSTREAM, PROBE = "analysis/analysis.json", "evaluation/downstream.json", "evaluation/probe.json"
+"""What other verbs may leave in a run's folder."""
+
 
 @dataclass(frozen=True)
 class RunRecord:
@@ -27,7 +30,9 @@ class RunRecord:
     analysis: Mapping[str, Any]
     """What ``analyze`` has written into the folder; empty where it has not been run."""
     downstream: Mapping[str, Any]
-    """What ``eval --suite`` has written into it; likewise."""
+    """What ``eval --suite`` or the run itself has written into it; likewise."""
+    written: Mapping[str, Any]
+    """What ``eval --probe`` has written into it; likewise."""
     notes: tuple[str, ...]
 
     @property
@@ -110,8 +115,9 @@ def read_run(folder: Path) -> RunRecord:
         events=_lines(folder / "events.jsonl", notes),
         probes=probes,
         certificate=_mapping(folder / "model" / "certificate.json"),
-        analysis=_mapping(folder / "analysis" / "analysis.json"),
-        downstream=_mapping(folder / "evaluation" / "downstream.json"),
+        analysis=_beside(folder / ANALYSIS, notes),
+        downstream=_beside(folder / DOWNSTREAM, notes),
+        written=_beside(folder / PROBE, notes),
         notes=tuple(notes),
     )
 
@@ -136,6 +142,24 @@ def _mapping(path: Path) -> Mapping[str, Any]:
             "The file is not of this program; name another run folder: inheritune report runs/NAME"
         )
     return value
+
+
+def _beside(path: Path, notes: list[str]) -> Mapping[str, Any]:
+    """The object of a file that the verdict does not need; a damaged one is left out and named in ``notes``."""
+    try:
+        return _mapping(path)
+    except RecipeError:
+        notes.append(left_out(path))
+        return {}
+
+
+def left_out(path: Path) -> str:
+    """The note on a file of another verb that cannot be shown."""
+    verb = {ANALYSIS: "analyze", DOWNSTREAM: "eval", PROBE: "eval"}["/".join(path.parts[-2:])]
+    return (
+        f"{path.parent.name}/{path.name} is damaged and left out; write it anew with: inheritune {verb} ... --out "
+        f"{path.parent}."
+    )
 
 
 def _lines(path: Path, notes: list[str]) -> tuple[Mapping[str, Any], ...]:
