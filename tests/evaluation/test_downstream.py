@@ -195,3 +195,13 @@ def test_progress_counts_every_continuation(child, rows):
     counted = []
     evaluate_tasks(child, suite=["piqa", "boolq"], data=rows, limit=5, progress=counted.append)
     assert sum(counted) == 2 * 5 * 2
+
+
+def test_a_template_is_compiled_once_and_not_for_every_item(child, rows, monkeypatch):
+    from lm_eval.utils import env
+
+    compiled, honest = [], env.compile
+    monkeypatch.setattr(env, "compile", lambda source, *given: compiled.append(source) or honest(source, *given))
+    evaluate_tasks(child, suite=["piqa", "boolq"], data=rows)
+    assert compiled
+    assert len(compiled) == len(set(compiled)) < ITEMS

@@ -272,7 +272,12 @@ def some_scores(name):
             {"task": "piqa", **difference},
             {"task": "wikitext", **difference, "metric": "bits_per_byte", **dict.fromkeys(alone)},
         ],
-        "averages": {name: [{"tasks": ["piqa", "wsc"], "interval": interval, "at_floor": ["piqa"]}]},
+        "averages": {
+            name: [
+                {"tasks": ["piqa", "wsc", "wnli"], "interval": interval, "at_floor": ["piqa"]},
+                {"tasks": ["wsc", "wnli"], "interval": interval, "at_floor": []},
+            ]
+        },
         "rules": [{"model": name, "task": "piqa", "paper": True, "ours": "not shown"}],
         "published": {"OPT": {"piqa": 0.718}},
         "published_source": "a paper",
@@ -289,6 +294,9 @@ def test_downstream_scores_in_the_run_are_shown_with_their_floors(make_run):
     _assert_offline(html)
     assert "<h2>Tasks</h2>" in html and "the first 7 items of each only" in html
     assert '<td class="soft">52.0 ± 4.0 *</td><td>77.0 ± 4.0</td><td>71.8</td>' in html
+    assert "<td>piqa</td><td>acc</td><td>100</td><td>50.0</td>" in html
+    assert "mean of 3 tasks -10.0" in html
+    assert "mean of 2 tasks (wsc, wnli; there the reference is above the floor) -10.0" in html
     assert "<td>1.250 ± 0.040</td>" in html and "<td>8.000</td>" in html
     assert "not distinguishable from the floor on 1: piqa" in html
     assert "<td>-10.0 [-20.0, +5.0]</td><td>short minus big</td><td>3, 13</td><td>0.021</td>" in html

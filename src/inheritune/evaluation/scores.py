@@ -172,7 +172,7 @@ class Downstream:
         if self.published:
             lines.append(f"† printed by {self.published_source}")
         for name, averages in self.averages.items():
-            lines += [f"{short[name]}: {_average_line(each)}" for each in averages]
+            lines += [f"{short[name]}: {_average_line(each, averages[0])}" for each in averages]
         for each in self.differences:
             lines.append(f"{short[each.model]} minus {short[each.against]}, {each.task}: {_difference(each)}")
         for name in dict.fromkeys(each.model for each in self.rules):
@@ -229,11 +229,14 @@ def _aligned(columns: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
     return lines
 
 
-def _average_line(average: Average) -> str:
-    """A mean that names the tasks that say nothing."""
+def _average_line(average: Average, whole: Average) -> str:
+    """A mean that names the tasks that say nothing, and those that are left where the reference says something."""
     interval = average.interval
+    kept = (
+        "" if average.tasks == whole.tasks else f" ({', '.join(average.tasks)}; there the reference is above the floor)"
+    )
     line = (
-        f"mean of {len(average.tasks)} tasks {100 * interval.mean:.1f} [{100 * interval.low:.1f}, "
+        f"mean of {len(average.tasks)} tasks{kept} {100 * interval.mean:.1f} [{100 * interval.low:.1f}, "
         f"{100 * interval.high:.1f}] (95 %)"
     )
     if average.at_floor:

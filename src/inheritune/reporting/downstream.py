@@ -32,7 +32,7 @@ def downstream_view(downstream: Mapping[str, Any]) -> dict[str, Any] | None:
             {
                 "task": each["task"],
                 "metric": each["metric"],
-                "items": each["items"],
+                "number": each["items"],  # a template would take "items" for the mapping's method
                 "floor": _shown(each["floor"], each["metric"]),
                 "cells": [_cell(scores[model][place]) for model in models],
                 "printed": [_shown(printed[name].get(each["task"]), each["metric"]) for name in printed],
@@ -40,7 +40,7 @@ def downstream_view(downstream: Mapping[str, Any]) -> dict[str, Any] | None:
             for place, each in enumerate(scores[models[0]])
         ],
         "averages": [
-            {"name": names.get(model, model), **_average(each)}
+            {"name": names.get(model, model), **_average(each, averages[0])}
             for model, averages in (downstream.get("averages") or {}).items()
             for each in averages
         ],
@@ -67,10 +67,14 @@ def _cell(score: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _average(average: Mapping[str, Any]) -> dict[str, Any]:
-    """A mean over tasks."""
+def _average(average: Mapping[str, Any], whole: Mapping[str, Any]) -> dict[str, Any]:
+    """A mean over tasks; they are named where they are not all."""
     low, mean, high = (100 * average["interval"][name] for name in ("low", "mean", "high"))
-    return {"tasks": len(average["tasks"]), "low": low, "mean": mean, "high": high, "at_floor": average["at_floor"]}
+    kept = [] if average["tasks"] == whole["tasks"] else average["tasks"]
+    return {
+        "tasks": len(average["tasks"]), "kept": kept, "low": low, "mean": mean, "high": high,
+        "at_floor": average["at_floor"],
+    }  # fmt: skip
 
 
 def _scale(metric: str) -> float:
