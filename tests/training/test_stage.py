@@ -254,7 +254,7 @@ CHILD_PROCESS = """
 import sys
 from inheritune.training.stage import train
 start, shards, out = sys.argv[1:]
-recipe = {"batch_tokens": 64, "validations": 20, "compile": False, "save_every_minutes": 1e-9, "passes": 6}
+recipe = {"batch_tokens": 64, "validations": 20, "compile": False, "save_every_minutes": 1e-9, "passes": 2}
 train(start, shards, out, recipe=recipe, sequence_length=32, token_budget=6400)
 """
 

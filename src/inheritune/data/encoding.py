@@ -1,10 +1,11 @@
 """Tokens of the chosen documents: encoded in reading order, then written in their stored order."""
 
+import os
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,16 +17,19 @@ from inheritune.data.sources import Source
 from inheritune.data.survey import Survey, read_again
 from inheritune.data.tokenizer import TextTokenizer
 
-BATCH_BYTES = 2**20
-"""Text of one call of the tokenizer; what it gives back takes some fifty times as much memory."""
+BATCH_BYTES = 2**18
+"""Text of one call of the tokenizer; what it gives back takes some hundred times as much memory."""
 
-CALLS = 2
-"""Calls of the tokenizer at work side by side: where the texts of one are unequal, the other fills the gap."""
+MOST_CALLS = 16
+"""Calls of the tokenizer side by side, at most: beyond that, taking token ids out of its answers keeps Python busy."""
 
 WAITING = 4
-"""Batches that are encoded or wait to be written, at most."""
+"""Batches that are encoded or wait to be written, at most, for each call."""
 
 BATCH_DOCUMENTS = 4096
+
+TOKENIZER_THREADS = "TOKENIZERS_PARALLELISM"
+"""The ``tokenizers`` library looks at it in each call."""
 
 
 class Encoded(AbstractContextManager["Encoded"]):
@@ -83,8 +87,8 @@ def encode_documents(
 ) -> dict[int, str]:
     """Read the sources again and add the wanted documents to ``encoded``.
 
-    While batches are encoded (in threads; the tokenizer runs outside of Python's lock), the next ones are read and
-    those before them written.
+    Each core has a call of the tokenizer of its own, outside of Python's lock; while batches are encoded, the next ones
+    are read and those before them written.
 
     Args:
         survey: of these sources.
@@ -128,16 +132,36 @@ def encode_documents(
             num_bytes = len(text.encode()) if is_cut[index] else int(survey.num_bytes[index])
             encoded.add(index, np.concatenate([end_of_text, ids_T]), num_bytes)
 
-    with ThreadPoolExecutor(max_workers=CALLS) as calls:
+    workers = min(MOST_CALLS, _num_cores())
+    with _one_thread_a_call(), ThreadPoolExecutor(max_workers=workers) as calls:
         for batch in batches():
             if check_stop:
                 check_stop()
             waiting.append((batch, calls.submit(tokenizer.encode_batch, [text for _, text in batch])))
-            if len(waiting) == WAITING:
+            if len(waiting) == WAITING * workers:
                 write_first()
         while waiting:
             write_first()
     return texts
+
+
+def _num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def _one_thread_a_call() -> Iterator[None]:
+    """The tokenizer's own threads off: two calls that share them wait for each other, and cores for both."""
+    before = os.environ.get(TOKENIZER_THREADS)
+    os.environ[TOKENIZER_THREADS] = "false"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[TOKENIZER_THREADS]
+        else:
+            os.environ[TOKENIZER_THREADS] = before
 
 
 def write_split(

@@ -86,6 +86,7 @@ def open_tokenizer(folder: str | Path) -> TextTokenizer:
         )
     try:
         loaded = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False, use_fast=True)
+        end_of_text_id = _end_of_text_id(loaded)
         backend = _plain(loaded.backend_tokenizer)
     except Exception as error:  # transformers raises what its tokenizer classes like; the cause is kept
         raise DataError(
@@ -94,7 +95,11 @@ def open_tokenizer(folder: str | Path) -> TextTokenizer:
         ) from error
     file = folder / "tokenizer.json"
     content = file.read_bytes() if file.is_file() else backend.to_str().encode()
-    end_of_text_id = _end_of_text_id(loaded, folder)
+    if end_of_text_id is None:
+        raise DataError(
+            f"the tokenizer in {folder} has no beginning-of-text and no end-of-text token, so nothing can stand "
+            "between documents. Set eos_token in its tokenizer_config.json."
+        )
     ids = set(backend.get_vocab(with_added_tokens=True).values())
     special = {number for number, token in backend.get_added_tokens_decoder().items() if token.special}
     return TextTokenizer(
@@ -131,29 +136,20 @@ def check_embedding(tokenizer: TextTokenizer, num_rows: int) -> None:
 
 
 def _plain(backend: Any) -> Any:
-    """A copy that neither cuts nor pads, and reads the name of a special token in a text as ordinary text."""
-    from tokenizers import Tokenizer
-
-    copy = Tokenizer.from_str(backend.to_str())
-    copy.no_truncation()
-    copy.no_padding()
-    copy.encode_special_tokens = True
-    return copy
+    """Set it to neither cut nor pad, and to read the name of a special token in a text as ordinary text."""
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = True
+    return backend
 
 
-def _end_of_text_id(loaded: Any, folder: Path) -> int:
+def _end_of_text_id(loaded: Any) -> int | None:
     """What the tokenizer itself puts in front of a text (its model knows that); else its eos; else its bos."""
     bare = list(loaded("a", add_special_tokens=False)["input_ids"])
     whole = list(loaded("a", add_special_tokens=True)["input_ids"])
     if len(whole) > len(bare) and whole[: len(bare)] != bare:
         return int(whole[0])
-    for found in (loaded.eos_token_id, loaded.bos_token_id):
-        if found is not None:
-            return int(found)
-    raise DataError(
-        f"the tokenizer in {folder} has no beginning-of-text and no end-of-text token, so nothing can stand between "
-        "documents. Set eos_token in its tokenizer_config.json."
-    )
+    return next((int(each) for each in (loaded.eos_token_id, loaded.bos_token_id) if each is not None), None)
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, out: Path) -> Path:
