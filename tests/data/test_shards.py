@@ -1,5 +1,7 @@
 import json
+import os
 from collections import Counter
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ import zstandard
 from inheritune.data import encoding
 from inheritune.data.shards import Shards, check_vocabulary, prepare, training_texts
 from inheritune.data.split import side, text_key
-from inheritune.data.tokenizer import open_tokenizer, train_tokenizer
+from inheritune.data.tokenizer import TextTokenizer, open_tokenizer, train_tokenizer
 from inheritune.errors import DataError, Stopped
 
 SMALL = {"min_documents": 30, "validation": 0.1}
@@ -355,3 +357,27 @@ def test_more_is_made_in_place_less_is_served_from_what_is_there(tiny_shards, te
     assert again.sequence("train").num_tokens == 6000
     with pytest.raises(DataError, match="token_budget: 6000 -> 3000"):
         prepare([str(text_file)], tmp_path / "data", token_budget=3000, **{**settings, "may_grow": False})
+
+
+@pytest.mark.parametrize("before", [None, "true"])
+@pytest.mark.parametrize("ends", ["whole", "stopped"])
+def test_each_call_of_the_tokenizer_has_one_thread_and_the_switch_is_put_back(
+    corpus, tokenizer, tmp_path, monkeypatch, before, ends
+):
+    seen, honest = [], TextTokenizer.encode_batch
+
+    def looking(self, texts):
+        seen.append((os.environ.get("TOKENIZERS_PARALLELISM"), len(texts)))
+        if ends == "stopped" and len(seen) == 5:
+            raise Stopped("stopped")
+        return honest(self, texts)
+
+    monkeypatch.setattr(TextTokenizer, "encode_batch", looking)
+    monkeypatch.setattr(encoding, "BATCH_BYTES", 1)  # a document a call
+    monkeypatch.delenv("TOKENIZERS_PARALLELISM", raising=False)
+    if before:
+        monkeypatch.setenv("TOKENIZERS_PARALLELISM", before)
+    with pytest.raises(Stopped) if ends == "stopped" else nullcontext():
+        prepare(corpus, tmp_path / "out", tokenizer=tokenizer, **SMALL)
+    assert set(seen) == {("false", 1)}
+    assert os.environ.get("TOKENIZERS_PARALLELISM") == before
