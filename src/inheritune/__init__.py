@@ -18,8 +18,7 @@ if TYPE_CHECKING:
         SurgeryError,
         TrainingError,
     )
-    from inheritune.evaluation.compare import evaluate
-    from inheritune.evaluation.downstream import evaluate_tasks
+    from inheritune.evaluation.evaluate import evaluate
     from inheritune.job import grow
     from inheritune.recipe import Recipe, TrainRecipe
     from inheritune.reporting.page import report
@@ -40,8 +39,7 @@ _HOMES = {
     "TrainingError": "errors",
     "analyze": "analysis.analyze",
     "diagnose": "surgery.doctor",
-    "evaluate": "evaluation.compare",
-    "evaluate_tasks": "evaluation.downstream",
+    "evaluate": "evaluation.evaluate",
     "grow": "job",
     "inherit": "surgery.transplant",
     "prepare": "data.shards",
@@ -63,7 +61,6 @@ __all__ = [
     "analyze",
     "diagnose",
     "evaluate",
-    "evaluate_tasks",
     "grow",
     "inherit",
     "prepare",

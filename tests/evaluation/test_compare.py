@@ -4,7 +4,7 @@ import pytest
 
 from inheritune.data.tokenizer import train_tokenizer
 from inheritune.errors import EvaluationError, RecipeError
-from inheritune.evaluation.compare import evaluate
+from inheritune.evaluation.compare import evaluate_loss
 from inheritune.evaluation.generation import write
 
 TEXTS = [f"The child keeps the first layers of the reference, number {number}. " * 3 for number in range(12)]
@@ -21,7 +21,7 @@ def text_files(tmp_path):
 
 def test_loss_perplexity_and_bits_per_byte_agree_with_each_other(save_reference, text_files, tmp_path):
     model = save_reference("llama", tmp_path / "model")
-    found = evaluate(str(model), data=str(text_files), sequence_length=64)
+    found = evaluate_loss(str(model), data=str(text_files), sequence_length=64)
     (score,) = found.scores
     num_bytes = sum(len(text.encode()) for text in TEXTS)
     assert (score.documents, score.tokens, found.num_bytes) == (12, num_bytes, num_bytes)  # a byte is a token here
@@ -32,7 +32,7 @@ def test_loss_perplexity_and_bits_per_byte_agree_with_each_other(save_reference,
 
 def test_a_model_against_itself_differs_by_nothing(save_reference, text_files, tmp_path):
     model = str(save_reference("llama", tmp_path / "model"))
-    (difference,) = evaluate(model, data=text_files, against=model).differences
+    (difference,) = evaluate_loss(model, data=text_files, against=model).differences
     assert difference.unit == "nats per token"
     assert (difference.interval.mean, difference.interval.low, difference.interval.high) == (0.0, 0.0, 0.0)
 
@@ -43,7 +43,7 @@ def test_models_with_different_tokenizers_are_compared_in_bits_per_byte(save_ref
     tokenizer = train_tokenizer(TEXTS, 300, tmp_path / "tokenizer")
     for path in tokenizer.iterdir():
         (second / path.name).write_bytes(path.read_bytes())
-    found = evaluate(str(second), data=str(text_files), against=[str(first)])
+    found = evaluate_loss(str(second), data=str(text_files), against=[str(first)])
     (difference,) = found.differences
     second_score, first_score = found.scores
     assert second_score.tokens < first_score.tokens
@@ -55,7 +55,7 @@ def test_models_with_different_tokenizers_are_compared_in_bits_per_byte(save_ref
 def test_text_without_a_word_is_refused(save_reference, tmp_path):
     (tmp_path / "empty.txt").write_text(" \n")
     with pytest.raises(EvaluationError, match="no text to score"):
-        evaluate(str(save_reference("llama", tmp_path / "model")), data=str(tmp_path / "empty.txt"))
+        evaluate_loss(str(save_reference("llama", tmp_path / "model")), data=str(tmp_path / "empty.txt"))
 
 
 def test_windows_beyond_a_table_of_positions_are_refused_and_beyond_computed_ones_warned_about(
@@ -63,25 +63,25 @@ def test_windows_beyond_a_table_of_positions_are_refused_and_beyond_computed_one
 ):
     learned = str(save_reference("gpt2", tmp_path / "learned"))
     with pytest.raises(EvaluationError, match="Give 1 to 128"):
-        evaluate(learned, data=str(text_files), sequence_length=0)
+        evaluate_loss(learned, data=str(text_files), sequence_length=0)
     with pytest.raises(RecipeError, match="a table of 128"):
-        evaluate(learned, data=str(text_files), sequence_length=129)
+        evaluate_loss(learned, data=str(text_files), sequence_length=129)
     rotary = str(save_reference("llama", tmp_path / "rotary"))
-    assert "was made for 128 positions" in evaluate(rotary, data=str(text_files), sequence_length=129).table()
+    assert "was made for 128 positions" in evaluate_loss(rotary, data=str(text_files), sequence_length=129).table()
 
 
 def test_few_documents_are_warned_about_beside_the_interval(save_reference, text_files, tmp_path):
     model = str(save_reference("llama", tmp_path / "model"))
-    assert "an interval over 12 documents shows nothing" in evaluate(model, data=text_files, against=model).table()
+    assert "an interval over 12 documents shows nothing" in evaluate_loss(model, data=text_files, against=model).table()
     for number in range(30):
         (text_files / f"more-{number}.txt").write_text(f"more {number}", encoding="utf-8")
-    assert "an interval over 42 documents is uncertain" in evaluate(model, data=text_files, against=model).table()
-    assert evaluate(model, data=text_files).warnings == ()
+    assert "an interval over 42 documents is uncertain" in evaluate_loss(model, data=text_files, against=model).table()
+    assert evaluate_loss(model, data=text_files).warnings == ()
 
 
 def test_a_token_id_beyond_the_embedding_is_refused(save_reference, text_files, tmp_path):
     model = str(save_reference("llama", tmp_path / "model", vocab_size=100, bos_token_id=1, eos_token_id=1))
     with pytest.raises(EvaluationError, match=r"token id \d+, and its embedding has 100 rows"):
-        evaluate(model, data=text_files)
+        evaluate_loss(model, data=text_files)
     with pytest.raises(EvaluationError, match=r"token id \d+, and its embedding has 100 rows"):
         write(model, ["a prompt"])

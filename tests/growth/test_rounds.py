@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from inheritune import job
 from inheritune.errors import DataError, RecipeError, Stopped, SurgeryError
-from inheritune.evaluation.compare import evaluate
+from inheritune.evaluation.compare import evaluate_loss
 from inheritune.growth import stages
 from inheritune.job import grow
 from inheritune.surgery.folder import load_model
@@ -55,7 +55,7 @@ def test_every_number_of_the_summary_can_be_looked_up_in_the_run_folder(recipe, 
     assert summary["rounds"][-1]["tokens_total"] == summary["child"]["tokens"]
     manifest = read(run / "data" / "manifest.json")
     assert summary["validation"]["documents"] == manifest["splits"]["decide"]["documents"]
-    seen = evaluate(str(run / "model"), data=str(run / "data"), sequence_length=LENGTH)
+    seen = evaluate_loss(str(run / "model"), data=str(run / "data"), sequence_length=LENGTH)
     assert seen.scores[0].loss_nats == pytest.approx(summary["child"]["loss_nats"], abs=1e-6)
     assert seen.scores[0].bits_per_byte == pytest.approx(summary["validation"]["bits_per_byte"]["child"], abs=1e-6)
 

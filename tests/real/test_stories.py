@@ -7,7 +7,7 @@ import pytest
 import zstandard
 
 from inheritune.data.tokenizer import open_tokenizer
-from inheritune.evaluation.compare import evaluate
+from inheritune.evaluation.compare import evaluate_loss
 from inheritune.evaluation.generation import distinct_n, write
 from inheritune.evaluation.statistics import token_mean
 from inheritune.evaluation.token_loss import score_documents
@@ -74,7 +74,9 @@ def test_cut_to_three_of_five_layers_trained_grown_and_reported(stories260k, sto
     assert against["scratch"]["high"] < 0
     assert summary["rounds"][0]["start_watch_loss_nats"] > summary["rounds"][0]["watch_loss_nats"]
     assert (tmp_path / "run" / "report.html").stat().st_size < 2_000_000
-    scored = evaluate(str(tmp_path / "run" / "model"), data=str(tmp_path / "run" / "data"), against=str(stories260k))
+    scored = evaluate_loss(
+        str(tmp_path / "run" / "model"), data=str(tmp_path / "run" / "data"), against=str(stories260k)
+    )
     assert scored.differences[0].unit == "nats per token"
     prompts = ["once upon a time", "the little dog", "one day, a girl", "tom and his mom"]
     child = distinct_n(write(tmp_path / "run" / "model", prompts, temperature=1.0), 2)

@@ -247,7 +247,7 @@ def _analyse(
         count = len(attention or ())
         return ModelAnalysis(name, count, 0, 0, None, None, None, None, None, None, attention)
     network = load_model(folder).to(best_device())
-    window = min(MAX_SEQUENCE_LENGTH, fewest_positions(network))
+    window = min(MAX_SEQUENCE_LENGTH, fewest_positions(network.config))
     scored = [each[: window + 1] for each in _tokens(tokenizer, texts[:documents])]
     check_ids(name, network, max(int(each.max()) for each in scored))
     found = measure_depths(network, scored, sequence_length=window)

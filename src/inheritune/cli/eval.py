@@ -81,9 +81,9 @@ def evaluate(
             if out:
                 print(f"\nwritten to {out}")
     elif data:
-        from inheritune.evaluation.compare import evaluate as score
+        from inheritune.evaluation.compare import evaluate_loss
 
-        evaluation = score(models, data=data, against=against or [], half=half, sequence_length=sequence_length)
+        evaluation = evaluate_loss(models, data=data, against=against or [], half=half, sequence_length=sequence_length)
         printed["evaluation"] = evaluation.to_json()
         if not json:
             print(evaluation.table())

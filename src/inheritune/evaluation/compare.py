@@ -17,7 +17,7 @@ from inheritune.errors import EvaluationError
 from inheritune.evaluation.statistics import Interval, paired_bootstrap, token_mean
 from inheritune.evaluation.token_loss import check_ids, score_documents
 from inheritune.machine.probe import best_device
-from inheritune.surgery.folder import load_model, resolve
+from inheritune.surgery.folder import build_config, load_model, read_config, resolve
 from inheritune.surgery.positions import check_positions
 
 MAX_SEQUENCE_LENGTH = 1024
@@ -86,7 +86,7 @@ class Evaluation:
         return "\n".join(lines)
 
 
-def evaluate(
+def evaluate_loss(
     model: str | Path | Sequence[str | Path],
     *,
     data: str | Path | Sequence[str | Path],
@@ -115,21 +115,23 @@ def evaluate(
     if not texts:
         raise EvaluationError(f"there is no text to score in {data}. Name shards, or files with text.")
     folders = {name: resolve(name) for name in dict.fromkeys(models + others)}
-    networks = {name: load_model(folder).to(best_device()) for name, folder in folders.items()}
-    least = min(fewest_positions(network) for network in networks.values())
+    configs = {name: build_config(read_config(folder)) for name, folder in folders.items()}
+    least = min(map(fewest_positions, configs.values()))
     window = min(MAX_SEQUENCE_LENGTH, least) if sequence_length is None else sequence_length
     if window < 1:
         raise EvaluationError(f"windows of {window} tokens mean nothing. Give 1 to {least}.")
-    beyond = [f"{name}: {said}" for name, network in networks.items() if (said := check_positions(network, window))]
+    beyond = [f"{name}: {said}" for name, config in configs.items() if (said := check_positions(config, window))]
     num_bytes = [len(text.encode()) for text in texts]
     sums: dict[str, npt.NDArray[np.float64]] = {}
     tokenizers = {}
-    for name, network in networks.items():
-        tokenizer = tokenizers[name] = open_tokenizer(folders[name])
+    for name, folder in folders.items():  # one model in memory at a time
+        tokenizer = tokenizers[name] = open_tokenizer(folder)
         documents = [np.append(tokenizer.end_of_text_id, ids) for ids in tokenizer.encode_batch(texts)]
+        network = load_model(folder).to(best_device())
         check_ids(name, network, max(int(document.max()) for document in documents))
         sums[name] = score_documents(network, documents, sequence_length=window)
-    scores = [_score(name, sums[name], sum(num_bytes)) for name in networks]
+        del network
+    scores = [_score(name, sums[name], sum(num_bytes)) for name in folders]
     differences = []
     for name in models:
         for other in others:
@@ -175,9 +177,9 @@ def texts_to_score(data: list[str | Path], half: str, text_field: str) -> list[s
     return [document.text for document in read_documents([str(each) for each in data], text_field=text_field)]
 
 
-def fewest_positions(network: Any) -> int:
-    """Positions of a model; as many as one likes where it names none."""
-    return getattr(network.config.get_text_config(decoder=True), "max_position_embeddings", None) or 2**31
+def fewest_positions(config: Any) -> int:
+    """Positions of a model, by its config; as many as one likes where it names none."""
+    return getattr(config.get_text_config(decoder=True), "max_position_embeddings", None) or 2**31
 
 
 def _score(name: str, sums: npt.NDArray[np.float64], num_bytes: int) -> Score:

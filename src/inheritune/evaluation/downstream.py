@@ -3,7 +3,6 @@
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from inheritune import runs
@@ -115,7 +114,7 @@ def task_names(suite: str | Sequence[str]) -> tuple[str, ...]:
 
 def task_window(folder: Path) -> int:
     """Most positions of one input that a model takes, by its config alone, up to 2,048."""
-    return min(WINDOW, fewest_positions(SimpleNamespace(config=build_config(read_config(folder)))))
+    return min(WINDOW, fewest_positions(build_config(read_config(folder))))
 
 
 def open_for_tasks(name: str, folder: Path, window: int) -> tuple[Any, Any, list[str]]:
