@@ -13,12 +13,16 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 from safetensors.torch import load_file
 
 from inheritune.runs import machine_facts
+
+WAITS = 0.05, 0.25
+"""Bounds of the random time before a kill, as parts of what the undisturbed run took: three kills fit in."""
 
 UNTIMED = ("stage", "kind", "step", "tokens", "loss_nats", "lr", "grad_norm")
 
@@ -32,19 +36,28 @@ def metrics(run_dir: Path) -> list[dict[str, object]]:
     return [{key: entry[key] for key in UNTIMED if key in entry} for entry in map(json.loads, lines)]
 
 
-def kill_once(run_dir: Path, generator: random.Random) -> int:
-    """Start the demo, let it train a while, kill it; gives the bytes of metrics it had written."""
+def duration(run_dir: Path) -> float:
+    """Seconds that a finished run took."""
+    told = json.loads((run_dir / "provenance.json").read_text())
+    begin, end = (datetime.fromisoformat(told[name]) for name in ("started", "finished"))
+    return (end - begin).total_seconds()
+
+
+def kill_once(run_dir: Path, generator: random.Random, whole_s: float) -> int:
+    """Start the demo, let it train for a part of what the whole takes, kill it; gives the bytes of metrics it had
+    written."""
     path = run_dir / "metrics.jsonl"
     before = path.stat().st_size if path.exists() else 0
     process = subprocess.Popen(command(run_dir), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     while process.poll() is None and (path.stat().st_size if path.exists() else 0) <= before:
         time.sleep(0.05)  # until it trains again
-    deadline = time.monotonic() + generator.uniform(5, 40)
+    deadline = time.monotonic() + generator.uniform(*WAITS) * whole_s
     while process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
-    os.kill(process.pid, signal.SIGKILL)
+    if process.poll() is None:
+        os.kill(process.pid, signal.SIGKILL)
     if process.wait() != -signal.SIGKILL:
-        raise SystemExit("the demo ended before it could be killed; raise the number of tokens or lower the wait")
+        raise SystemExit("the demo ended before it could be killed; lower WAITS")
     return path.stat().st_size
 
 
@@ -58,7 +71,7 @@ def main() -> None:
     whole = given.undisturbed or given.out / "whole"
     subprocess.run(command(whole), check=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     killed, generator = given.out / "killed", random.Random(given.seed)
-    written = [kill_once(killed, generator) for _ in range(given.kills)]
+    written = [kill_once(killed, generator, duration(whole)) for _ in range(given.kills)]
     subprocess.run(command(killed), check=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     left, right = (load_file(each / "model" / "model.safetensors") for each in (whole, killed))
     scores = sorted(path.relative_to(whole) for path in whole.glob("stages/*/validation/*.npy"))
