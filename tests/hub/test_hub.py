@@ -91,3 +91,32 @@ def test_what_the_hub_does_not_have_is_one_clear_error(command, save_reference, 
     assert said in refused.stderr
     assert "Traceback" not in refused.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_tasks_are_read_from_the_hub_by_the_verb_and_during_growth(command, stocked, tmp_path):
+    rows = stocked.folder / "datasets" / "baber" / "piqa"
+    rows.mkdir(parents=True)
+    for split in ("train", "validation"):
+        lines = [
+            {"goal": f"open {number}", "sol1": "a door", "sol2": "a wall", "label": number % 2} for number in range(12)
+        ]
+        (rows / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    done = command("eval", "owner/reference", "--task", "piqa", "--limit", "8", "--json")
+    assert done.returncode == 0, done.stderr
+    (score,) = json.loads(done.stdout)["downstream"]["scores"]["owner/reference"]
+    assert (score["task"], score["items"], score["chance"]) == ("piqa", 8, 0.5)
+    assert any("/datasets/baber/piqa/" in call for call in stocked.asked)
+    (tmp_path / "hub.yaml").write_text(RECIPE + "tasks: {data: hub, suite: [piqa]}\n", encoding="utf-8")
+    done = command("run", "hub.yaml")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "run" / "evaluation" / "downstream.json").read_text())
+    assert {name: scores[0]["items"] for name, scores in found["scores"].items()} == dict.fromkeys(
+        ("reference", "round-1", "scratch"), 12
+    )
+
+
+def test_tasks_that_the_hub_does_not_have_are_named(command):
+    done = command("eval", "owner/reference", "--task", "piqa")
+    assert done.returncode == 3
+    assert "the data of piqa cannot be read" in done.stderr
+    assert "name a folder with --data" in done.stderr
