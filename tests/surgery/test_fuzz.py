@@ -41,6 +41,7 @@ STRICTER = {
     "more dimensions than torch has": r"dimensions, at most 64",
     "a size of more than 63 bits": r"are not sizes",
     "a number of more digits than Python reads": r"Exceeds the limit",
+    "white space before the header, which has to begin with a brace by the format": r"it begins with b'( |\\[tnr])'",
 }
 """What the library lets pass and we do not, and how we say it."""
 
@@ -278,6 +279,13 @@ def test_header_that_is_damaged_in_its_meaning_is_refused_or_read_as_the_library
     seen = fuzz(damaged_files(), examples, lambda content: judge(path, content))
     assert sum(seen.values()) >= examples
     assert min(seen["read"], seen["refused"]) > examples // 100  # neither everything nor nothing
+
+
+@pytest.mark.parametrize("space", [b" ", b"\t", b"\n", b"\r"])
+def test_white_space_before_the_header_is_refused_though_the_library_reads_it(tmp_path, space):
+    """The format wants the header to begin with a brace; white space is for its end."""
+    content = struct.pack("<Q", 3) + space + b"{}"
+    assert judge(tmp_path / "a.safetensors", content).startswith("stricter: white space before the header")
 
 
 @pytest.mark.reliability("R16")
