@@ -110,6 +110,13 @@ def test_missing_rows_are_told_before_anything_is_made(recipe, asked, tmp_path):
     assert not (tmp_path / "run" / "stages").exists()
 
 
+def test_a_task_that_nobody_knows_is_told_before_anything_is_made(recipe, asked, tmp_path):
+    with pytest.raises(DataError, match=r"no task pica\. Nearest is piqa\."):
+        grow(recipe(tasks={**asked, "suite": ["pica"]}), progress=Silent())
+    assert not (tmp_path / "run" / "data").exists()
+    assert not (tmp_path / "run" / "stages").exists()
+
+
 def test_rows_that_change_under_a_search_are_told(recipe, asked, tmp_path):
     grow(recipe(tasks=asked), progress=Silent())
     write_rows(tmp_path / "rows", seed=1)

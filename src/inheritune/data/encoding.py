@@ -152,7 +152,7 @@ def _num_cores() -> int:
 
 @contextmanager
 def _one_thread_a_call() -> Iterator[None]:
-    """The tokenizer's own threads off: two calls that share them wait for each other, and cores for both."""
+    """The tokenizer's own threads off: calls that share them wait for each other, and cores stand still."""
     before = os.environ.get(TOKENIZER_THREADS)
     os.environ[TOKENIZER_THREADS] = "false"
     try:

@@ -4,6 +4,7 @@ All that is known of lm_eval stands here. What comes back is plain: for every ta
 model said of each continuation and the metrics that lm_eval made of it.
 """
 
+import difflib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ import numpy as np
 
 from inheritune.errors import DataError, EvaluationError
 from inheritune.evaluation.scorer import Answer, Scorer, Tally
-from inheritune.evaluation.tasks import Chosen
+from inheritune.evaluation.tasks import TASKS, Chosen
 
 Engine = Literal["ours", "harness"]
 
@@ -70,22 +71,16 @@ class Tasks:
         Raises:
             DataError: the data of a task cannot be had, or lm_eval knows no such task.
         """
-        from lm_eval.tasks import TaskManager  # seconds: not before it is needed
-
         self.chosen = tuple(chosen)
         parts = [part for each in chosen for part in each.parts]
-        written = {path.stem for path in folder.glob("*.yaml")}
         with _quiet():
-            manager = TaskManager(include_path=str(folder), include_defaults=bool(set(parts) - written))
-            unknown = [part for part in parts if part not in manager.all_tasks]
-            if unknown:
-                raise DataError(f"lm_eval has no task {', '.join(unknown)}. See its list: lm_eval ls tasks")
+            manager = _manager(parts, folder)
             try:
                 loaded = manager.load(parts)
             except Exception as error:  # data sets raise what their loaders like; the cause is kept
                 raise DataError(
                     f"the data of {', '.join(each.name for each in chosen)} cannot be read: {type(error).__name__}: "
-                    f"{error}. Without a network, name a folder with --data."
+                    f"{error}. Without a network, name a folder with --data (in a recipe: tasks.data)."
                 ) from error
         self.loaded = loaded
         self.groups = {
@@ -142,6 +137,38 @@ class Tasks:
         }
         tally = wrapped.scorer.tally if engine == "ours" else Tally()
         return Run(items, tally, dict(told["versions"]))
+
+
+def check_known(chosen: Sequence[Chosen], folder: Path) -> None:
+    """Refuse tasks that nobody knows, without a look at any data.
+
+    Args:
+        chosen: from ``tasks.choose``.
+        folder: of the task files that it has written.
+
+    Raises:
+        DataError: lm_eval knows no such task.
+    """
+    with _quiet():
+        _manager([part for each in chosen for part in each.parts], folder)
+
+
+def _manager(parts: Sequence[str], folder: Path) -> Any:
+    """lm_eval's tasks, ours among them; its own thousands are read only where one of them is asked for.
+
+    Raises:
+        DataError: there is no such task.
+    """
+    from lm_eval.tasks import TaskManager  # seconds: not before it is needed
+
+    written = {path.stem for path in folder.glob("*.yaml")}
+    manager = TaskManager(include_path=str(folder), include_defaults=bool(set(parts) - written))
+    if unknown := [part for part in parts if part not in manager.all_tasks]:
+        ours, theirs = (difflib.get_close_matches(unknown[0], names, n=1) for names in (TASKS, manager.all_tasks))
+        near = ours or theirs
+        hint = f" Nearest is {near[0]}." if near else ""
+        raise DataError(f"lm_eval has no task {', '.join(unknown)}.{hint} See its list: lm_eval ls tasks")
+    return manager
 
 
 def _leaves(names: Sequence[str], children: Mapping[str, Sequence[str]]) -> Iterator[str]:

@@ -16,7 +16,7 @@ from inheritune.evaluation.downstream import (
     task_window,
 )
 from inheritune.evaluation.harness import Run as Answers
-from inheritune.evaluation.harness import Tasks
+from inheritune.evaluation.harness import Tasks, check_known
 from inheritune.evaluation.item_file import read_run, write_run
 from inheritune.evaluation.judging import judge
 from inheritune.evaluation.scores import scores_line
@@ -37,8 +37,8 @@ def check_tasks(run: Run) -> None:
         EvaluationError: lm_eval is not installed.
     """
     if run.recipe.tasks.data is not None:
-        with _chosen(run):
-            pass
+        with _chosen(run) as (chosen, folder):
+            check_known(chosen, folder)
 
 
 def ask(run: Run, stage: str, model: Path, *, tokens: int) -> Answers | None:
