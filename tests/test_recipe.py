@@ -250,3 +250,19 @@ def test_a_rise_and_a_cool_down_that_do_not_fit_into_a_round_are_refused():
                 "growth": {"mode": "continue", "rewarm_fraction": 0.9},
             }
         )
+
+
+@pytest.mark.parametrize("given", ["a.jsonl", "[a.jsonl]"])
+def test_one_source_need_not_be_a_list(load, given):
+    assert load(f"reference: {{model: some/model}}\ndata: {{sources: {given}}}\n").data.sources == ["a.jsonl"]
+    assert load(SMALL, {"data.sources": given}).data.sources == ["a.jsonl"]
+
+
+def test_one_source_may_be_a_mapping(load):
+    (source,) = load("reference: {model: some/model}\ndata: {sources: {hub: a/b}}\n").data.sources
+    assert source.hub == "a/b"
+
+
+def test_a_source_that_is_neither_is_refused_with_its_line(load):
+    with pytest.raises(RecipeError, match=r"my\.yaml:2: data\.sources"):
+        load("reference: {model: some/model}\ndata: {sources: 3}\n")

@@ -58,6 +58,11 @@ def _layers(value: Any) -> Any:
     raise ValueError(f"should be a number of layers above 0, increasing indices from 0, or one of {WORDS}")
 
 
+def _listed(value: Any) -> Any:
+    """One source stands for a list of one."""
+    return [value] if isinstance(value, str | dict) else value
+
+
 def section(value: Any) -> Any:
     """A section whose keys are all left out is the section with its defaults."""
     return {} if value is None else value
@@ -151,7 +156,7 @@ class ValidationRecipe(RecipePart):
 class DataRecipe(RecipePart):
     """Text to train and validate on."""
 
-    sources: list[str | SourceRecipe] = Field(min_length=1)
+    sources: Annotated[list[str | SourceRecipe], BeforeValidator(_listed), Field(min_length=1)]
     """Files, folders, globs (.txt, .jsonl, .parquet, also .zst), or mappings such as {hub: NAME}."""
 
     text_field: str = "text"
