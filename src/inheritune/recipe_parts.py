@@ -156,7 +156,7 @@ class ValidationRecipe(RecipePart):
 class DataRecipe(RecipePart):
     """Text to train and validate on."""
 
-    sources: Annotated[list[str | SourceRecipe], BeforeValidator(_listed), Field(min_length=1)]
+    sources: Annotated[list[str | SourceRecipe], Field(min_length=1), BeforeValidator(_listed)]
     """Files, folders, globs (.txt, .jsonl, .parquet, also .zst), or mappings such as {hub: NAME}."""
 
     text_field: str = "text"
