@@ -3,7 +3,7 @@
     python benchmarks/throughput.py --shape llama gpt2 tiny [--rounds 3] [--steps 10] [--only NAME ...]
     python benchmarks/throughput.py --sweep llama
     python benchmarks/throughput.py --profile llama --growth llama
-    python benchmarks/throughput.py --render benchmarks/results/throughput-DATE.json
+    python benchmarks/throughput.py --render benchmarks/results/throughput-DATE.json [--place WORD]
 
 Every contender trains the same model on the same rows in a process of its own: the same micro-batches a step, clipping,
 AdamW.
@@ -95,10 +95,10 @@ def figures(told: dict[str, Any], shape: Shape, own: dict[str, Any]) -> dict[str
 
 def compare(name: str, given: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
     """All contenders on one shape, in turn; after each what is known so far."""
-    from speed.contenders import CONTENDERS, missing
+    from speed.contenders import BY_NAME_ALONE, CONTENDERS, missing
 
     shape, rounds = SHAPES[name], []
-    wanted = given.only or list(CONTENDERS)
+    wanted = given.only or [each for each in CONTENDERS if each not in BY_NAME_ALONE]
     absent = {each: package for each in wanted if (package := missing(each))}
     for number in range(given.rounds):
         own = run("matrices", shape, given.steps, folder, folder / "cache")
@@ -148,9 +148,10 @@ def main() -> None:
     parser.add_argument("--growth", nargs="+", choices=SHAPES, default=[], help="compile times of rounds of growth")
     parser.add_argument("--profile", nargs="+", choices=SHAPES, default=[])
     parser.add_argument("--render", type=Path)
+    parser.add_argument("--place", metavar="WORD", help="with --render: marks of the page that begin with this word")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--only", nargs="+", help="some contenders by name")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="some contenders by name")
     parser.add_argument("--out", type=Path, help="instead of benchmarks/results/throughput-DATE.json")
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -161,7 +162,7 @@ def main() -> None:
     if given.render:
         from speed.render import render
 
-        render(given.render, HERE.parent / "docs")
+        render(given.render, HERE.parent / "docs", given.place)
         return
     if not (given.shape or given.sweep or given.profile or given.growth):
         parser.error("name a --shape, a --sweep, a --profile, a --growth or a file to --render")

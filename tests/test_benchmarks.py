@@ -38,6 +38,12 @@ def test_the_papers_child_has_its_real_size():
     assert weights + shape.hidden_size * shape.vocabulary == pytest.approx(1.816e9, rel=1e-3)
 
 
+def test_what_runs_by_name_alone_is_there_by_that_name():
+    from speed.contenders import BY_NAME_ALONE, CONTENDERS
+
+    assert set(CONTENDERS) > BY_NAME_ALONE
+
+
 def contender(speed, **more):
     figures = {"flops_per_s": 2e11, "share_of_own_time": 0.7, "utilisation": 0.5, "peak_memory_bytes": 1e9}
     return {"tokens_per_s": speed, "compile_s": 40.0, **figures, **more}
@@ -85,6 +91,21 @@ def test_a_page_is_made_from_a_result_file_alone(tmp_path):
     before = text, (tmp_path / "throughput.svg").read_bytes()
     render(source, tmp_path)
     assert (page.read_text(), (tmp_path / "throughput.svg").read_bytes()) == before
+    page.write_text("<!-- other-side-by-side:begin --><!-- other-side-by-side:end -->\n" + text)
+    (tmp_path / "throughput.svg").unlink()
+    source.write_text(json.dumps({key: result[key] for key in result if key not in ("profiles", "growth")}))
+    with pytest.raises(ValueError, match="other-own-time"):
+        render(source, tmp_path, "other")
+    others = "".join(
+        f"<!-- other-{mark}:begin -->older<!-- other-{mark}:end -->\n"
+        for mark in ("side-by-side", "own-time", "growth")
+    )
+    page.write_text(others + text)
+    render(source, tmp_path, "other")
+    assert page.read_text().endswith(text)
+    assert page.read_text().count("| ours | 3,001 | 1.00 |") == 2
+    assert "older" not in page.read_text()
+    assert not (tmp_path / "throughput.svg").exists()
     page.write_text("no marks")
     with pytest.raises(ValueError, match="side-by-side"):
         render(source, tmp_path)

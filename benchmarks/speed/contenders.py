@@ -254,6 +254,7 @@ CONTENDERS: dict[str, Callable[[Shape, int, Path], dict[str, Any]]] = {
     "ours": lambda *given: ours(*given, {}),
     "ours, not deterministic": lambda *given: ours(*given, {"deterministic": False}),
     "ours, float32": lambda *given: ours(*given, {"precision": "float32"}),
+    "ours, micro-batch found": lambda *given: ours(*given, {"micro_batch": "auto"}),
     "ours, micro-batch 8": lambda *given: ours(*given, {"micro_batch": 8}),
     "ours, for 24 GB": lambda *given: ours(
         *given, {"micro_batch": 1, "moments": "8bit", "activation_checkpointing": True}
@@ -266,6 +267,9 @@ CONTENDERS: dict[str, Callable[[Shape, int, Path], dict[str, Any]]] = {
     "litgpt, bf16-true, compiled": lambda *given: litgpt(*given, precision="bf16-true", compiled=True),
 }
 """Name to a training of so many steps."""
+
+BY_NAME_ALONE = {"ours, micro-batch found", "ours, micro-batch 8", "ours, for 24 GB", "ours, for 48 GB"}
+"""Run only where ``--only`` names them: other micro-batches than the peers', settings for a GPU."""
 
 NEEDS = {"Trainer": ("accelerate",), "litgpt": ("litgpt", "lightning")}
 

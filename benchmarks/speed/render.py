@@ -136,8 +136,14 @@ def figure(result: dict[str, Any], path: Path) -> None:
     pyplot.close(canvas)
 
 
-def render(source: Path, docs: Path) -> None:
+def render(source: Path, docs: Path, place: str | None = None) -> None:
     """Put the tables of a result file between the marks of ``performance.md``, and draw ``throughput.svg``.
+
+    Args:
+        source: the result file.
+        docs: folder of the page.
+        place: the second machine's, say: what the file holds goes between marks that begin with this word, and no
+            figure is drawn.
 
     Raises:
         ValueError: the page lacks a pair of marks.
@@ -163,9 +169,9 @@ def render(source: Path, docs: Path) -> None:
     ]
     rounds = []
     for name, (first, fresh) in result.get("growth", {}).items():
-        for told, place in ((first, "first process, nothing cached"), (fresh, "a new process, code cached")):
+        for told, process in ((first, "first process, nothing cached"), (fresh, "a new process, code cached")):
             rounds += [
-                f"| {name} | {depth} | {place} | {more:.1f} |" for depth, more in told["first_step_more_s"].items()
+                f"| {name} | {depth} | {process} | {more:.1f} |" for depth, more in told["first_step_more_s"].items()
             ]
     if rounds:
         rounds = ["| shape | depth | where | first step more, s |", "|---|---|---|---|", *rounds, ""]
@@ -176,6 +182,8 @@ def render(source: Path, docs: Path) -> None:
         "profile": profiles,
         "compile": rounds,
     }
+    if place:
+        parts = {f"{place}-{mark}": content for mark, content in parts.items() if content}
     for mark, content in parts.items():
         begin, end = f"<!-- {mark}:begin -->", f"<!-- {mark}:end -->"
         if begin not in text or end not in text:
@@ -183,4 +191,5 @@ def render(source: Path, docs: Path) -> None:
         head, _, rest = text.partition(begin)
         text = head + begin + "\n" + "\n".join(content) + end + rest.partition(end)[2]
     page.write_text(text)
-    figure(result, docs / "throughput.svg")
+    if not place:
+        figure(result, docs / "throughput.svg")
