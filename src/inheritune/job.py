@@ -25,6 +25,10 @@ RECIPES = Path(__file__).parent / "recipes"
 """What comes with the package."""
 
 
+OF_THE_CHILD = ("evaluation", "analysis")
+"""Folders in a run's that the report reads, with what verbs have said of its child."""
+
+
 @dataclass(frozen=True)
 class GrowthResult:
     """A finished search."""
@@ -171,7 +175,8 @@ def _claim(folder: Path, recipe: Recipe, progress: Progress) -> None:
     if not differences:
         return
     lines = {key: f"{key}: {old} -> {new}" for key, (old, new) in differences.items()}
-    refused = [line for key, line in lines.items() if not may_change(key)]
+    trained = any(path.parent.name != "reference" for path in (folder / "stages").glob("*/settings.json"))
+    refused = [line for key, line in lines.items() if not may_change(key) and (trained or not key.startswith("train."))]
     if refused:
         allowed = [line for line in lines.values() if line not in refused]
         raise RecipeError(
@@ -185,6 +190,11 @@ def _claim(folder: Path, recipe: Recipe, progress: Progress) -> None:
         runs.record_event(folder, None, "recipe changed", line)
     if set(differences) - KEEPING_KEYS:  # more is asked than was done: what was said of the end does not hold any more
         (folder / "summary.json").unlink(missing_ok=True)
+        for name in OF_THE_CHILD:
+            if (folder / name).exists():
+                shutil.rmtree(folder / f"{name}.before", ignore_errors=True)
+                (folder / name).rename(folder / f"{name}.before")
+                progress.say(f"{folder / name} is of the child as it was: it is now {name}.before")
     runs.write_text(path, recipe.dump())
 
 

@@ -49,6 +49,17 @@ def test_a_finished_search_goes_deeper_and_trains_nothing_again(recipe, tmp_path
     assert "4 layers" in (tmp_path / "run" / "report.html").read_text()
 
 
+def test_training_settings_that_were_refused_are_mended_in_place(recipe, tmp_path, trained):
+    with pytest.raises(RecipeError, match="Nearest is"):
+        grow(recipe(train__freeze=["model.embed_token.*"]), progress=Silent())
+    scored = (tmp_path / "run" / "stages" / "reference" / "validation" / "decide-0.npy").stat().st_mtime_ns
+    grow(recipe(train__freeze=["model.embed_tokens.*"]), progress=Silent())
+    assert trained[0] == "round-1"
+    assert (tmp_path / "run" / "stages" / "reference" / "validation" / "decide-0.npy").stat().st_mtime_ns == scored
+    with pytest.raises(RecipeError, match=r"was made by another recipe:\n  train\.freeze"):
+        grow(recipe(train__freeze=["model.norm.*"]), progress=Silent())
+
+
 @pytest.mark.parametrize("mode", ["restart", "continue"])
 @pytest.mark.parametrize("change", [{"train__passes": 2}, {"data__token_budget": 4000}])
 def test_a_finished_search_is_given_more_tokens(change, mode, recipe, tmp_path, trained):

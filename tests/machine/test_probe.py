@@ -1,10 +1,11 @@
 import json
+import os
 
 import pytest
 import torch
 
 from inheritune.machine import probe
-from inheritune.machine.memory import is_out_of_memory, peak_memory_bytes
+from inheritune.machine.memory import free_bytes, is_out_of_memory, peak_memory_bytes
 from inheritune.machine.probe import Choices, choose, computing_as, has_compiler
 
 SMALL = {
@@ -27,6 +28,43 @@ def test_where_the_precision_is_given_only_its_peak_is_measured(monkeypatch):
     side = probe.PEAK_SIZE[chosen.device]
     assert (chosen.precision, chosen.peak_gflops) == ("float32", 50.0)
     assert probed == [(torch.float32, (side, side, side))]  # the peak, which every run is measured by
+
+
+def test_cublas_is_told_its_workspace_by_whoever_asks_for_a_gpu_first(monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert probe.best_device() == "cpu"
+    assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert probe.best_device() == "cuda"
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == probe.CUBLAS_WORKSPACE
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    assert probe.best_device() == "cuda"
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
+
+
+def test_memory_that_the_allocator_keeps_for_later_is_free(monkeypatch):
+    """What is free does not depend on what the process has done before: 60 of 80 in the first, 60 in the second."""
+    device = torch.device("cuda")
+    for driver, reserved, allocated in ((60, 20, 20), (5, 75, 20)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device, free=driver: (free, 80))
+        monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _device, count=reserved: count)
+        monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _device, count=allocated: count)
+        assert free_bytes(device) == 60
+
+
+@pytest.mark.parametrize(
+    ("said", "is_memory"),
+    [
+        ("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory", True),
+        ("CUDA error: out of memory", True),
+        ("Triton Error [CUDA]: out of memory", True),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
+        ("mat1 and mat2 shapes cannot be multiplied", False),
+    ],
+)
+def test_memory_that_ran_out_is_known_by_what_is_said(said, is_memory):
+    assert is_out_of_memory(RuntimeError(said)) == is_memory
 
 
 def test_a_short_stage_is_not_compiled_and_a_long_one_is():

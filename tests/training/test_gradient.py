@@ -210,6 +210,36 @@ def test_activations_that_are_computed_again_are_not_kept(build_model):
     assert kept_bytes() < before / 4
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_compiled_layers_are_computed_again_from_any_step_on(family, build_model):
+    """As when memory runs out in the middle of a compiled run."""
+    model = build_model(family, num_hidden_layers=8).train()
+    set_dropout(model, 0.0)
+    rows, fast = some_rows(length=97), choices(compile=True, attention="blocks")
+
+    def step():
+        kept = []
+
+        def keep(tensor):
+            kept.append(tensor.nbytes)
+            return tensor
+
+        model.zero_grad(set_to_none=True)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            losses = accumulate_gradient(functions, rows, chosen)
+        return losses.token_nats, {name: each.grad.clone() for name, each in model.named_parameters()}, sum(kept)
+
+    with computing_as(fast):
+        functions, chosen = prepare_loss(model, fast, 320, sequence_length=96)
+        loss, expected, kept_before = step()
+        checkpoint_activations(model)
+        again, got, kept_after = step()
+    assert again == pytest.approx(loss, abs=1e-6)
+    for name, wanted in expected.items():
+        assert torch.allclose(got[name], wanted, rtol=1e-4, atol=1e-6), name
+    assert kept_after < 0.7 * kept_before
+
+
 def test_a_model_whose_layers_cannot_be_computed_again_is_refused(build_model, monkeypatch):
     model = build_model("llama")
     monkeypatch.setattr(type(model), "supports_gradient_checkpointing", False)

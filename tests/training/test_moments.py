@@ -13,6 +13,8 @@ from inheritune.training.checkpoint import State, load_checkpoint, save_checkpoi
 from inheritune.training.moments import (
     BLOCK,
     MOMENT_BYTES,
+    SMALLEST,
+    STANDING,
     SmallAdamW,
     quantise_signed,
     quantise_squares,
@@ -59,6 +61,33 @@ def test_squares_keep_their_size_and_never_become_nothing(seed, count, spread):
 def test_zeros_stay_zeros():
     for quantise, restore in ((quantise_signed, restore_signed), (quantise_squares, restore_squares)):
         assert torch.equal(restore(*quantise(torch.zeros(300))), torch.zeros(300))
+
+
+def test_a_weight_without_gradients_comes_to_rest_beside_busy_ones():
+    """Its code of the first moment falls to nothing, though its block's largest value stays where it is."""
+    weight = torch.nn.Parameter(torch.zeros(SMALLEST))
+    optimiser = SmallAdamW([{"params": [weight], "weight_decay": 0.0}], betas=(0.9, 0.95), moments="8bit")
+    optimiser.param_groups[0]["lr"] = 1e-3
+    generator = torch.Generator().manual_seed(0)
+    seen = []
+    for step in range(200):
+        weight.grad = torch.ones(SMALLEST) + 0.1 * torch.randn(SMALLEST, generator=generator)
+        weight.grad[7::16] = 0.0 if step else 0.3
+        optimiser.step()
+        seen.append(weight.detach()[7::16].clone())
+    assert (seen[0] < 0).all()
+    assert torch.equal(seen[99], seen[199])
+
+
+@given(seed=st.integers(0, 2**16), code=st.integers(1, 127))
+def test_a_value_that_shrinks_by_a_tenth_has_another_code_and_the_nearest_from_ten_on(seed, code):
+    before = restore_signed(torch.tensor([127, code, -code], dtype=torch.int8), torch.tensor([1.0 + seed]))
+    after = before * torch.tensor([1.0, 0.9, 0.9])
+    codes, _ = quantise_signed(after, before)
+    nearest, _ = quantise_signed(after)
+    assert abs(codes[1]) < code
+    assert torch.equal(codes, nearest) or code <= STANDING
+    assert codes[1] == -codes[2]
 
 
 def train_a_little(model, optimiser, steps, seed=0):

@@ -312,6 +312,32 @@ def test_what_is_refused_leaves_no_mark_on_the_folder(save_reference, tiny_shard
     assert run(save_reference("llama", tmp_path / "right"), tiny_shards, tmp_path / "out").loop.steps == 12
 
 
+@pytest.mark.parametrize(
+    ("refused", "said"),
+    [
+        ({"freeze": ["model.embed_token.*"]}, "Nearest is"),
+        ({"moments": "8bit", "beta2": 0.999}, "cannot follow a beta2"),
+        ({"dropout": 0.1}, "dropout"),
+    ],
+)
+def test_a_recipe_that_the_loop_refuses_can_be_mended_in_place(refused, said, save_reference, tiny_shards, tmp_path):
+    start = save_reference("mamba" if "dropout" in refused else "llama", tmp_path / "start")
+    with pytest.raises(RecipeError, match=said):
+        run(start, tiny_shards, tmp_path / "out", recipe={**PLAIN, **refused})
+    assert not (tmp_path / "out" / "settings.json").exists()
+    assert run(start, tiny_shards, tmp_path / "out").loop.steps == 12
+
+
+def test_a_child_that_does_not_fit_is_told_with_its_size(save_reference, tiny_shards, tmp_path, monkeypatch):
+    def full(self, *_given, **_named):
+        raise torch.OutOfMemoryError("no room")
+
+    start = save_reference("llama", tmp_path / "start")
+    monkeypatch.setattr(torch.nn.Module, "to", full)
+    with pytest.raises(TrainingError, match=r"the child \(.*B\) does not fit into memory"):
+        run(start, tiny_shards, tmp_path / "out")
+
+
 def test_shards_of_another_tokenizer_are_refused_though_every_id_fits(save_reference, tiny_shards, tmp_path):
     start = save_reference("llama", tmp_path / "start", vocab_size=400)
     train_tokenizer(["some other text, and more of it"] * 20, 270, start)

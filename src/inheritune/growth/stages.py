@@ -22,7 +22,7 @@ from inheritune.surgery.deepen import deepen
 from inheritune.surgery.transplant import inherit
 from inheritune.training.checkpoint import MODEL, read_tensors, require_whole
 from inheritune.training.going_on import TrainResult, open_checkpoint, read_result
-from inheritune.training.gradient import LOGITS_AT_ONCE
+from inheritune.training.gradient import LEAST_POSITIONS, LOGITS_AT_ONCE
 from inheritune.training.moments import MOMENT_BYTES
 from inheritune.training.plan import plan_steps
 from inheritune.training.settings import Settings
@@ -295,7 +295,9 @@ def _announce(
         micro_batch_tokens=min(micro_batch_tokens, batch_sequences * length),
         keep_checkpoints=recipe.keep_checkpoints + (1 if recipe.on_bad_step == "rewind" else 0),
         keeps_average=recipe.average_half_life is not None,
-        logits_at_once=min(LOGITS_AT_ONCE[best_device()], micro_batch_tokens * vocabulary_size),
+        logits_at_once=min(
+            max(LOGITS_AT_ONCE[best_device()], LEAST_POSITIONS * vocabulary_size), micro_batch_tokens * vocabulary_size
+        ),
         moment_bytes=MOMENT_BYTES[recipe.moments],
         activation_checkpointing=recipe.activation_checkpointing is True,
         teacher_parameters=num_parameters(teacher) if teacher else 0,

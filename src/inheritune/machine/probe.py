@@ -21,9 +21,9 @@ MICRO_BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
 PEAK_SIZE = {"cpu": 1024, "cuda": 8192}
 """Side of the square matrices whose product shows the peak."""
 
-COMPILE_FROM_FLOPS = 3e13
-"""Automatic compilation starts here: below, compiling costs more than it saves (about 200 s on two cores)."""
-
+COMPILE_FROM_FLOPS = {"cpu": 3e13, "cuda": 1e16}
+"""Automatic compilation starts here: below, compiling costs more than it saves (about 200 s on two cores). For a GPU it
+is reckoned: compiling took 13 to 23 s of an H100, and makes some 250 TFLOP/s about 500."""
 
 CUBLAS_WORKSPACE = ":4096:8"
 """cuBLAS is only repeatable with it. Source: the CUDA documentation of cuBLAS, results reproducibility."""
@@ -87,8 +87,15 @@ class Choices:
 
 
 def best_device() -> str:
-    """ "cuda" where there is one, else "cpu"."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    """ "cuda" where there is one, else "cpu".
+
+    Everything that comes to a GPU asks here first, so this is where cuBLAS is told its workspace: it reads that once,
+    at the first product, and a run that scores before it trains must compute as one that is resumed.
+    """
+    if not torch.cuda.is_available():
+        return "cpu"
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", CUBLAS_WORKSPACE)
+    return "cuda"
 
 
 def has_compiler(device: str) -> bool:
@@ -152,8 +159,6 @@ def choose(
         activation_checkpointing: whether it is on from the start.
     """
     device = best_device()
-    if device == "cuda" and deterministic:  # read once, at the first product on the device: set it before the probe
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", CUBLAS_WORKSPACE)
     notes: list[str] = []
     measured: dict[str, float] | None = None
     if precision == "auto":
@@ -164,7 +169,7 @@ def choose(
         }
         precision = "bfloat16" if measured["bfloat16"] >= BFLOAT16_GAIN * measured["float32"] else "float32"
     peak = matmul_peak_gflops(torch.float32 if precision == "float32" else torch.bfloat16, device)
-    wanted = compile is True or (compile == "auto" and 6.0 * num_parameters * num_tokens >= COMPILE_FROM_FLOPS)
+    wanted = compile is True or (compile == "auto" and 6.0 * num_parameters * num_tokens >= COMPILE_FROM_FLOPS[device])
     if wanted and not has_compiler(device):
         notes.append("no C++ compiler found, so the model runs uncompiled, which is slower; install g++ to compile")
         wanted = False
@@ -192,8 +197,6 @@ def computing_as(choices: Choices) -> Iterator[None]:
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     settings: Any = torch.utils.deterministic
     fills = settings.fill_uninitialized_memory
-    if choices.device == "cuda" and choices.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", CUBLAS_WORKSPACE)
     torch.set_num_threads(choices.threads)
     torch.use_deterministic_algorithms(choices.deterministic)
     settings.fill_uninitialized_memory = False  # fills for a search after faults, and costs

@@ -28,7 +28,10 @@ SMALLEST = 4096
 """Elements of a parameter from which its moments are made small: norms and biases are not worth it."""
 
 LARGEST_BETA2 = 0.99
-"""Above it a moment moves by less in one step than these formats can tell apart, and stands still."""
+"""Above it bfloat16 cannot tell a second moment from what it was one step ago, and it stands still."""
+
+STANDING = 10
+"""Codes of a first moment below which a tenth less, what one step without a gradient leaves, is the same code."""
 
 MomentFormat = Literal["float32", "bfloat16", "8bit"]
 
@@ -42,13 +45,22 @@ def _by_block(values_N: Tensor) -> Tensor:
     return torch.nn.functional.pad(values_N, (0, missing)).view(-1, BLOCK)
 
 
-def quantise_signed(values_N: Tensor) -> tuple[Tensor, Tensor]:
+def quantise_signed(values_N: Tensor, before_N: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """float32 (N) to int8 codes (N) and the largest size of each block (K); a code is 127 times the square root of its
-    value over the largest, so small values keep their sign and size."""
+    value over the largest, so small values keep their sign and size.
+
+    A code goes to the nearest, but for one below ``STANDING`` whose value has shrunk from ``before_N``: it goes down,
+    for to the nearest it would stand still and move its weight for ever, though no gradient comes any more.
+    """
     blocks_KB = _by_block(values_N)
     largest_K = blocks_KB.abs().amax(dim=1)
     share_KB = blocks_KB / largest_K.clamp(min=torch.finfo(torch.float32).tiny)[:, None]
-    codes_KB = (share_KB.abs().sqrt() * 127).round() * share_KB.sign()
+    root_KB = share_KB.abs().sqrt() * 127
+    codes_KB = root_KB.round()
+    if before_N is not None:
+        shrinks_KB = blocks_KB.abs() < _by_block(before_N).abs()
+        codes_KB = torch.where(shrinks_KB & (root_KB < STANDING), root_KB.floor(), codes_KB)
+    codes_KB = codes_KB * share_KB.sign()
     return codes_KB.to(torch.int8).view(-1)[: values_N.numel()], largest_K
 
 
@@ -108,7 +120,9 @@ def _advance_8bit(
     wide = restore_signed(first_N, first_K), restore_squares(second_N, second_K)
     first, second = _advance(weight_N, gradient_N, *wide, numbers)
     for place, value in zip(
-        (first_N, first_K, second_N, second_K), (*quantise_signed(first), *quantise_squares(second)), strict=True
+        (first_N, first_K, second_N, second_K),
+        (*quantise_signed(first, wide[0]), *quantise_squares(second)),
+        strict=True,
     ):
         place.copy_(value)
 

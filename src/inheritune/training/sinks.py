@@ -48,7 +48,7 @@ class MetricsLog:
         Raises:
             DiskError: no space for it.
         """
-        content = (json.dumps({"stage": self.stage, "kind": kind, **values}) + "\n").encode()
+        content = (json.dumps({"stage": self.stage, "kind": kind, **values}, allow_nan=False) + "\n").encode()
         with runs.writing(self.path, len(content)):
             runs.write_all(self._file, content)
 

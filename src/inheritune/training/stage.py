@@ -3,8 +3,8 @@ it goes on from before its cool-down."""
 
 import hashlib
 import shutil
-from collections.abc import Callable, Collection, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -166,6 +166,8 @@ def train(
                 tell("changed", f"{stage_folder.name} | {each}")
             change_micro_batch(before, asked, stage_folder / "probe.json", tell)
         settings = replace(settings, recipe=asked.recipe)
+        if before is None:
+            alone.enter_context(_no_mark_if_refused(stage_folder))
         runs.write_json(stage_folder / SETTINGS, settings.to_json())
         watch = shards.sequence("watch")
         stage_name = name or stage_folder.name
@@ -207,6 +209,17 @@ def train(
         result = read_result(stage_folder)
         assert result is not None
         return result
+
+
+@contextmanager
+def _no_mark_if_refused(stage_folder: Path) -> Iterator[None]:
+    """Take back the mark of a new stage whose recipe the loop refuses, so that a mended one is no other stage."""
+    try:
+        yield
+    except RecipeError:
+        for name in (SETTINGS, "probe.json"):
+            (stage_folder / name).unlink(missing_ok=True)
+        raise
 
 
 def _keep_only_open(stage_folder: Path, settings: Settings) -> None:

@@ -24,7 +24,7 @@ class TensorBoard:
         def open_it() -> None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(folder), purge_step=resumed_step + 1 if resumed_step else None)
+            self._writer = SummaryWriter(str(folder), purge_step=resumed_step + 1)
 
         self._try(open_it)
 
