@@ -1,4 +1,5 @@
 import hashlib
+from unittest.mock import patch
 
 import pytest
 from hypothesis import given
@@ -6,6 +7,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from inheritune.data import tokenizer as tokenizer_module
 from inheritune.data.tokenizer import (
     check_embedding,
     copy_tokenizer,
@@ -48,6 +50,14 @@ def test_end_of_text_is_id_zero_and_auto_tokenizer_loads_the_folder(tokenizer):
     loaded = AutoTokenizer.from_pretrained(tokenizer)
     assert (loaded.eos_token_id, loaded.bos_token_id, len(loaded)) == (0, 0, opened.vocab_size)
     assert loaded("the layer 漢字").input_ids == opened.encode_batch(["the layer 漢字"])[0].tolist()
+
+
+@given(st.lists(st.text(max_size=40), max_size=20), st.integers(1, 60))
+def test_texts_that_are_encoded_some_at_a_time_have_the_same_tokens(tokenizer, texts, characters):
+    opened = open_tokenizer(tokenizer)
+    with patch.object(tokenizer_module, "CALL_CHARACTERS", characters):
+        each = [ids.tolist() for ids in opened.encode_each(texts)]
+    assert each == [ids.tolist() for ids in opened.encode_batch(texts)]
 
 
 def test_the_same_texts_give_the_same_tokenizer_bytes(tmp_path, texts):

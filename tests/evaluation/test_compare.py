@@ -1,10 +1,13 @@
+import json
 import math
+import shutil
 
 import pytest
 
+from inheritune.data.shards import prepare
 from inheritune.data.tokenizer import train_tokenizer
-from inheritune.errors import EvaluationError, RecipeError
-from inheritune.evaluation.compare import evaluate_loss
+from inheritune.errors import DataError, EvaluationError, RecipeError
+from inheritune.evaluation.compare import evaluate_loss, texts_to_score
 from inheritune.evaluation.generation import write
 
 TEXTS = [f"The child keeps the first layers of the reference, number {number}. " * 3 for number in range(12)]
@@ -30,9 +33,10 @@ def test_loss_perplexity_and_bits_per_byte_agree_with_each_other(save_reference,
     assert found.to_json()["scores"][0]["model"] == str(model)
 
 
-def test_a_model_against_itself_differs_by_nothing(save_reference, text_files, tmp_path):
-    model = str(save_reference("llama", tmp_path / "model"))
-    (difference,) = evaluate_loss(model, data=text_files, against=model).differences
+def test_a_model_against_its_copy_differs_by_nothing(save_reference, text_files, tmp_path):
+    model = save_reference("llama", tmp_path / "model")
+    copy = shutil.copytree(model, tmp_path / "copy")
+    (difference,) = evaluate_loss(model, data=text_files, against=copy).differences
     assert difference.unit == "nats per token"
     assert (difference.interval.mean, difference.interval.low, difference.interval.high) == (0.0, 0.0, 0.0)
 
@@ -50,6 +54,28 @@ def test_models_with_different_tokenizers_are_compared_in_bits_per_byte(save_ref
     assert difference.unit == "bits per byte"
     assert difference.interval.mean == pytest.approx(second_score.bits_per_byte - first_score.bits_per_byte)
     assert "bits per byte (95 %, paired over documents)" in found.table()
+
+
+def test_shards_give_their_validation_half_however_they_are_named(save_reference, text_files, tmp_path, monkeypatch):
+    model = save_reference("llama", tmp_path / "model")
+    many = tmp_path / "many.jsonl"
+    many.write_text("".join(json.dumps({"text": f"{number}: {text}"}) + "\n" for number in range(40) for text in TEXTS))
+    shards = prepare(str(many), tmp_path / "shards", tokenizer=model, min_documents=8)
+    halves = {half: shards.validation_texts(half) for half in ("decide", "watch")}
+    for half, texts in halves.items():
+        assert texts_to_score([tmp_path / "shards"], half, "text") == texts
+        assert texts_to_score([tmp_path / "shards", text_files], half, "text") == [*texts, *TEXTS]
+        monkeypatch.setenv("HOME", str(tmp_path))
+        assert texts_to_score(["~/shards"], half, "text") == texts
+    with pytest.raises(DataError, match=r"shards holds shards that were prepared, not raw text"):
+        texts_to_score([str(tmp_path / "sh*")], "decide", "text")
+    with pytest.raises(DataError, match=r"shards holds shards that were prepared, not raw text"):
+        prepare(str(tmp_path / "shards"), tmp_path / "again", tokenizer=model)
+
+
+def test_no_model_is_refused(text_files):
+    with pytest.raises(EvaluationError, match="no model is named"):
+        evaluate_loss([], data=text_files)
 
 
 def test_text_without_a_word_is_refused(save_reference, tmp_path):

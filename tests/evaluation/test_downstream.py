@@ -171,11 +171,18 @@ def test_a_model_without_a_tokenizer_is_named(rows, tmp_path, reference_saver):
         evaluate_tasks(bare, suite=["piqa"], data=rows)
 
 
+def test_another_model_s_tokenizer_is_told(rows, tmp_path, reference_saver):
+    small = reference_saver("llama", tmp_path / "small", vocab_size=200)
+    with pytest.raises(EvaluationError, match=r"small cannot be given text: .* do not belong together"):
+        evaluate_tasks(small, suite=["piqa"], data=rows)
+
+
 @pytest.mark.parametrize(
     ("given", "error", "said"),
     [
         ({"suite": "signals"}, RecipeError, "there is no suite 'signals'. Choose paper, fineweb, signal"),
         ({"suite": []}, RecipeError, "no task named"),
+        ({"model": [], "suite": ["piqa"]}, EvaluationError, "no model is named"),
         ({"suite": ["piqa"], "limit": 1}, RecipeError, "a limit of 1 leaves nothing"),
         ({"suite": ["piqa"], "engine": "theirs"}, RecipeError, "there is no engine 'theirs'"),
         ({"suite": ["hellaswag"]}, DataError, "the data of hellaswag are missing"),
@@ -183,7 +190,7 @@ def test_a_model_without_a_tokenizer_is_named(rows, tmp_path, reference_saver):
 )
 def test_what_cannot_be_done_is_refused(given, error, said, child, rows):
     with pytest.raises(error, match=said):
-        evaluate_tasks(child, data=rows, **given)
+        evaluate_tasks(**{"model": child, "data": rows, **given})
 
 
 def test_a_task_that_nobody_knows_is_named(child, rows):

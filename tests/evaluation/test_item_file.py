@@ -37,7 +37,8 @@ def test_a_damaged_file_is_told_and_how_to_go_on(tmp_path):
     item = Item("piqa", "d", "p", 0, ("a", "b"), (Answer(-1.0, True), Answer(-2.0, False)), {"acc": 1.0})
     write_run(path, Run({"piqa": (item,) * 50}, Tally(), {}))
     content = path.read_bytes()
-    for damaged in (content[: len(content) // 2], b"", content[:20] + b"\x00" * 8 + content[28:]):
+    flipped = [content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :] for at in range(8, len(content), 7)]
+    for damaged in (content[: len(content) // 2], b"", content[:20] + b"\x00" * 8 + content[28:], *flipped):
         path.write_bytes(damaged)
         with pytest.raises(EvaluationError, match=r"tasks\.jsonl\.zst is damaged.*Delete it and run the same command"):
             read_run(path)

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inheritune.evaluation.row_plan import BRANCHED_MOST, TRUNK_STEP, Request, length_of, plan
+from inheritune.evaluation.row_plan import BRANCHED_MOST, TRUNK_STEP, Request, groups_alike, length_of, plan, rows_of
 
 
 def ids(seed, length):
@@ -39,6 +39,15 @@ def test_every_request_is_in_one_row_and_what_is_shared_is_common(asked, tokens_
             assert row[0].context[: len(batch.trunk)] == batch.trunk
         lengths = [length_of(row) for row in batch.rows]
         assert all(a >= b for a, b in pairwise(lengths))  # the longest first: memory runs out early or never
+
+
+@given(requests, st.integers(1, 300))
+def test_every_row_is_in_one_pass_and_those_with_branches_are_apart(asked, least_positions):
+    rows = rows_of(asked, together=True)
+    groups = list(groups_alike(rows, 0, least_positions))
+    assert sorted(index for group in groups for index in group) == list(range(len(rows)))
+    for group in groups:
+        assert len({len(rows[index]) > 1 for index in group}) == 1
 
 
 def test_rows_do_not_grow_without_end_nor_branch_off_nothing():

@@ -11,6 +11,16 @@ from inheritune.evaluation.scorer import Scorer
 
 WINDOW = 128
 
+SIZES = {
+    "vocab_size": 320, "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 3,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256,
+}  # fmt: skip
+WINDOWED = {**SIZES, "sliding_window": 40}
+HYBRID = {
+    **SIZES, "head_dim": 12, "mamba_d_ssm": 48, "mamba_n_heads": 4, "mamba_d_head": 12, "mamba_n_groups": 1,
+    "mamba_d_state": 8, "mamba_chunk_size": 16,
+}  # fmt: skip
+
 
 def ids(seed, length):
     return torch.randint(256, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
@@ -117,6 +127,49 @@ def test_a_cache_that_lies_is_not_used(build_model, monkeypatch):
     assert (scorer.tally.branches, scorer.tally.trunks) == (True, False)
 
 
+def test_a_cache_that_is_not_repeated_for_every_row_is_not_used(build_model):
+    """Falcon-H1's layers repeat keys and values and forget their states, which a single row would not tell."""
+    model, pairs = build_model("falcon_h1", **HYBRID), few_shot_pairs()
+    scorer = Scorer(model, window=WINDOW)
+    for answer, pair in zip(scorer.score(pairs), pairs, strict=True):
+        assert answer.log_probability == pytest.approx(by_hand(model, pair)[0], abs=1e-4)
+    assert scorer.tally.trunks is False
+
+
+def branching(context, seed, count):
+    return [(context, ids(seed + answer, 3)) for answer in range(count)]
+
+
+def test_a_window_is_tried_on_the_longest_input_and_not_on_the_longest_row(build_model):
+    model = build_model("mistral", **WINDOWED)
+    many_short, few_long = branching(ids(0, 20), 10, 40), branching(ids(1, 60), 60, 2)
+    pairs = many_short + few_long
+    scorer = Scorer(model, window=WINDOW)
+    for answer, pair in zip(scorer.score(pairs), pairs, strict=True):
+        assert answer.log_probability == pytest.approx(by_hand(model, pair)[0], abs=1e-4)
+    assert scorer.tally.branches is False
+
+
+def test_branches_are_tried_again_where_longer_inputs_come(build_model):
+    model = build_model("mistral", **WINDOWED)
+    scorer = Scorer(model, window=WINDOW)
+    scorer.score(branching(ids(0, 20), 10, 20))
+    assert scorer.tally.branches
+    for pairs in (branching(ids(1, 15), 70, 3), branching(ids(1, 60), 40, 2)):
+        for answer, pair in zip(scorer.score(pairs), pairs, strict=True):
+            assert answer.log_probability == pytest.approx(by_hand(model, pair)[0], abs=1e-4)
+    assert scorer.tally.branches is False
+
+
+def test_an_input_without_branches_keeps_its_window_beside_those_with(build_model):
+    model = build_model("mistral", **WINDOWED)
+    pairs = [*branching(ids(0, 20), 10, 12), (ids(1, 60), ids(2, 3))]
+    scorer = Scorer(model, window=WINDOW)
+    for answer, pair in zip(scorer.score(pairs), pairs, strict=True):
+        assert answer.log_probability == pytest.approx(by_hand(model, pair)[0], abs=1e-4)
+    assert scorer.tally.branches
+
+
 def test_a_mask_that_is_not_heeded_is_not_used(build_model, monkeypatch):
     model, pairs = build_model("llama"), few_shot_pairs()
     monkeypatch.setattr(scorer_module, "_mask", lambda branches_BT, trunk, dtype: None)
@@ -180,6 +233,29 @@ def test_another_error_is_not_taken_for_memory(build_model, monkeypatch):
     monkeypatch.setattr(Scorer, "_run", broken)
     with pytest.raises(RuntimeError, match="shapes differ"):
         scorer.score([(ids(0, 20), ids(1, 4))])
+
+
+def test_logits_of_all_positions_bound_a_pass_where_the_head_does_not_split(build_model, monkeypatch):
+    monkeypatch.setattr(scorer_module, "split_head", lambda model: None)
+    monkeypatch.setattr(scorer_module, "LOGITS_AT_ONCE", 100 * 320)
+    sizes, states = [], Scorer._states
+
+    def measured(self, rows, begin, trunk):
+        found = states(self, rows, begin, trunk)
+        sizes.append(found.shape[:2].numel())
+        return found
+
+    monkeypatch.setattr(Scorer, "_states", measured)
+    model, pairs = build_model("mistral", **SIZES), few_shot_pairs()
+    scorer = Scorer(model, window=WINDOW)
+    for answer, pair in zip(scorer.score(pairs), pairs, strict=True):
+        assert answer.log_probability == pytest.approx(by_hand(model, pair)[0], abs=1e-4)
+    assert len(sizes) > 5
+    assert max(sizes) <= 100
+
+
+def test_nothing_asked_is_nothing_answered(build_model):
+    assert Scorer(build_model("llama"), window=WINDOW).score([]) == []
 
 
 def test_a_damaged_layer_is_named(build_model):

@@ -6,6 +6,7 @@ import random
 import signal
 
 import pytest
+from lm_eval.api.task import ConfigurableTask
 
 from inheritune.errors import DataError, EvaluationError, Stopped
 from inheritune.evaluation import tasks as task_table
@@ -125,6 +126,51 @@ def test_rows_that_change_under_a_search_are_told(recipe, asked, tmp_path):
     one.unlink()
     with pytest.raises(EvaluationError, match=r"reference and scratch were not asked the same of piqa"):
         grow(recipe(tasks=asked), progress=Silent())
+
+
+def test_a_label_that_is_corrected_under_a_search_is_told(recipe, asked, tmp_path):
+    grow(recipe(tasks=asked), progress=Silent())
+    file = tmp_path / "rows" / "piqa.jsonl"
+    first, *others = map(json.loads, file.read_text(encoding="utf-8").splitlines())
+    first["label"] = 1 - first["label"]
+    file.write_text("".join(json.dumps(line) + "\n" for line in (first, *others)), encoding="utf-8")
+    (tmp_path / "run" / "summary.json").unlink()
+    (one,) = (tmp_path / "run" / "stages" / "scratch" / "validation").glob("tasks-*")
+    one.unlink()
+    with pytest.raises(EvaluationError, match=r"reference and scratch were not asked the same of piqa"):
+        grow(recipe(tasks=asked), progress=Silent())
+
+
+def test_a_task_of_a_single_row_is_told_before_anything_is_made(recipe, asked, tmp_path):
+    file = tmp_path / "rows" / "piqa.jsonl"
+    file.write_text(file.read_text(encoding="utf-8").splitlines()[0] + "\n", encoding="utf-8")
+    with pytest.raises(EvaluationError, match=r"piqa has less than two items"):
+        grow(recipe(tasks=asked), progress=Silent())
+    assert not (tmp_path / "run" / "data").exists()
+    assert not (tmp_path / "run" / "stages").exists()
+
+
+def test_a_task_that_writes_text_is_told_before_anything_is_made(recipe, asked, tmp_path, monkeypatch):
+    made = ConfigurableTask.__init__
+
+    def writing(self, *given, **named):
+        made(self, *given, **named)
+        self.OUTPUT_TYPE = "generate_until"
+
+    monkeypatch.setattr(ConfigurableTask, "__init__", writing)
+    with pytest.raises(EvaluationError, match=r"piqa writes text.*Leave it out of tasks\.suite"):
+        grow(recipe(tasks=asked), progress=Silent())
+    assert not (tmp_path / "run" / "stages").exists()
+
+
+def test_what_was_said_of_the_child_stands_apart_once_the_search_goes_on(recipe, asked, tmp_path, lines):
+    grow(recipe(growth__target=0.1, growth__max_depth=2, tasks=asked), progress=Silent())
+    told = tmp_path / "run" / "evaluation" / "downstream.json"
+    before = told.read_text(encoding="utf-8")
+    grow(recipe(growth__target=0.1, growth__max_depth=4, tasks=asked), progress=lines)
+    assert told.read_text(encoding="utf-8") != before
+    assert (tmp_path / "run" / "evaluation.before" / "downstream.json").read_text(encoding="utf-8") == before
+    assert any("evaluation is of the child as it was" in line for line in lines.said)
 
 
 def test_items_can_be_looked_up(found, tmp_path):

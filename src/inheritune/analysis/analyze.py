@@ -274,7 +274,7 @@ def _with_depths(name: str, found: Depths, attention: tuple[LayerAttention, ...]
 
 def _tokens(tokenizer: TextTokenizer, texts: Sequence[str]) -> list[npt.NDArray[np.integer]]:
     """Documents as the model has been trained on them, end-of-text first."""
-    return [np.append(tokenizer.end_of_text_id, ids) for ids in tokenizer.encode_batch(texts)]
+    return [np.append(tokenizer.end_of_text_id, ids) for ids in tokenizer.encode_each(texts)]
 
 
 def _stretches(documents: Sequence[npt.NDArray[np.integer]], count: int, length: int, seed: int) -> Tensor:

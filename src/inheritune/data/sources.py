@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from inheritune.data.files import SUFFIXES, decoded, one_document, read_texts, suffix_of
+from inheritune.data.store import MANIFEST, VALIDATION_TEXT
 from inheritune.errors import DataError
 
 HUB_PREFIX = "hub:"
@@ -152,12 +153,21 @@ def _local_files(pattern: str, text_field: str, name: str | None) -> list[LocalF
 
 
 def _files_of_folder(folder: Path, text_field: str, name: str | None) -> list[LocalFile]:
-    """Readable files below the folder, sorted by their path in it; hidden files and other types are passed over."""
+    """Readable files below the folder, sorted by their path in it; hidden files and other types are passed over.
+
+    Raises:
+        DataError: there is none, or a folder of shards, whose validation text is no source.
+    """
     found = []
     others: set[str] = set()
     for path in sorted(folder.rglob("*"), key=lambda each: each.relative_to(folder).parts):
         if path.is_dir() or any(part.startswith(".") for part in path.relative_to(folder).parts):
             continue
+        if path.name == VALIDATION_TEXT and (path.parent / MANIFEST).exists():
+            raise DataError(
+                f"{path.parent} holds shards that were prepared, not raw text. Name the text that they were made "
+                "from, or, to score models on their validation text, this folder by itself."
+            )
         if suffix_of(path) is None:
             others.add(path.suffix or path.name)
         else:

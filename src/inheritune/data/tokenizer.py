@@ -16,6 +16,9 @@ from inheritune import runs
 from inheritune.errors import DataError
 
 END_OF_TEXT = "<|endoftext|>"
+CALL_CHARACTERS = 2**20
+"""Of one call of the tokenizer on all threads."""
+
 MIN_VOCABULARY = 257
 """256 bytes and end-of-text."""
 
@@ -54,9 +57,21 @@ class TextTokenizer:
     """A ``tokenizers.Tokenizer`` without truncation and padding."""
 
     def encode_batch(self, texts: Sequence[str]) -> list[npt.NDArray[np.uint32]]:
-        """Token ids of each text, on all threads."""
+        """Token ids of each text, on all threads, at once."""
         encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)  # outside of Python's lock
         return [np.frombuffer(array("I", each.ids), dtype=np.uint32) for each in encodings]
+
+    def encode_each(self, texts: Iterable[str]) -> Iterator[npt.NDArray[np.uint32]]:
+        """Token ids of any number of texts, some at a time: what a call gives back takes a hundred times their size."""
+        batch: list[str] = []
+        held = 0
+        for text in texts:
+            batch.append(text)
+            held += len(text)
+            if held >= CALL_CHARACTERS:
+                yield from self.encode_batch(batch)
+                batch, held = [], 0
+        yield from self.encode_batch(batch)
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Token ids of a text, and the characters [begin, end) that each token spells."""

@@ -68,7 +68,7 @@ def agreement(ours: Run, theirs: Run) -> Agreement:
     """
     a = [item for items in ours.items.values() for item in items]
     b = [item for items in theirs.items.values() for item in items]
-    if [_question(item) for item in a] != [_question(item) for item in b]:
+    if [item.question for item in a] != [item.question for item in b]:
         raise EvaluationError("the two engines were asked different things. Run both on the same tasks and items.")
     differences, relative, disagreements = [0.0], [0.0], []
     for mine, other in zip(a, b, strict=True):
@@ -86,11 +86,6 @@ def agreement(ours: Run, theirs: Run) -> Agreement:
         same_answers=len(a) - len(disagreements),
         disagreements=tuple(disagreements),
     )
-
-
-def _question(item: Item) -> tuple[Any, ...]:
-    """What was asked."""
-    return item.part, item.document, item.prompt, item.choices
 
 
 def _best(item: Item) -> int | bool:

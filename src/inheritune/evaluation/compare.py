@@ -111,6 +111,8 @@ def evaluate_loss(
     """
     models = [str(each) for each in _listed(model)]
     others = [str(each) for each in _listed(against)]
+    if not models:
+        raise EvaluationError("no model is named. Name a folder or hub id, or several.")
     texts = [text for text in texts_to_score(_listed(data), half, text_field) if text.strip()]
     if not texts:
         raise EvaluationError(f"there is no text to score in {data}. Name shards, or files with text.")
@@ -126,7 +128,7 @@ def evaluate_loss(
     tokenizers = {}
     for name, folder in folders.items():  # one model in memory at a time
         tokenizer = tokenizers[name] = open_tokenizer(folder)
-        documents = [np.append(tokenizer.end_of_text_id, ids) for ids in tokenizer.encode_batch(texts)]
+        documents = [np.append(tokenizer.end_of_text_id, ids) for ids in tokenizer.encode_each(texts)]
         network = load_model(folder).to(best_device())
         check_ids(name, network, max(int(document.max()) for document in documents))
         sums[name] = score_documents(network, documents, sequence_length=window)
@@ -171,10 +173,15 @@ def _listed(value: Any) -> list[Any]:
 
 
 def texts_to_score(data: list[str | Path], half: str, text_field: str) -> list[str]:
-    """The text of a shards folder's validation half, or of raw sources."""
-    if len(data) == 1 and (Path(data[0]) / MANIFEST).exists():
-        return Shards.open(Path(data[0])).validation_texts(half)
-    return [document.text for document in read_documents([str(each) for each in data], text_field=text_field)]
+    """The text of each source: a shards folder's validation half, or raw text."""
+    texts: list[str] = []
+    for each in data:
+        folder = Path(each).expanduser()
+        if (folder / MANIFEST).exists():
+            texts += Shards.open(folder).validation_texts(half)
+        else:
+            texts += [document.text for document in read_documents([str(each)], text_field=text_field)]
+    return texts
 
 
 def fewest_positions(config: Any) -> int:

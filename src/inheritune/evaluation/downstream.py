@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from inheritune import runs
-from inheritune.data.tokenizer import open_tokenizer
+from inheritune.data.tokenizer import check_embedding, open_tokenizer
 from inheritune.errors import DataError, EvaluationError, RecipeError
 from inheritune.evaluation import tasks
 from inheritune.evaluation.agreement import Agreement, agreement
@@ -66,6 +66,8 @@ def evaluate_tasks(
             raise RecipeError(f"a {what} of {value} leaves nothing that a score can be made of. Give {least} or more.")
     models = [str(each) for each in ([model] if isinstance(model, str | Path) else model)]
     others = [str(each) for each in ([against] if isinstance(against, str | Path) else against)]
+    if not models:
+        raise EvaluationError("no model is named. Name a folder or hub id, or several.")
     folders = {name: resolve(name) for name in dict.fromkeys(models + others)}
     with tempfile.TemporaryDirectory() as written:
         chosen = tasks.choose(names, Path(written), data=Path(data) if data else None)
@@ -122,23 +124,24 @@ def open_for_tasks(name: str, folder: Path, window: int) -> tuple[Any, Any, list
 
     Raises:
         RecipeError: a window beyond the model's table of positions.
-        EvaluationError: it has no tokenizer.
+        EvaluationError: it has no tokenizer, or that of another model.
     """
     network = load_model(folder).to(best_device()).eval()
     said = check_positions(network, window)
-    return network, _tokenizer(name, folder), [said] if said else []
+    rows = int(network.get_input_embeddings().weight.shape[0])
+    return network, _tokenizer(name, folder, rows), [said] if said else []
 
 
-def _tokenizer(name: str, folder: Path) -> Any:
+def _tokenizer(name: str, folder: Path, num_rows: int) -> Any:
     """A model's own tokenizer, as lm_eval takes it: its special tokens are its own affair.
 
     Raises:
-        EvaluationError: there is none.
+        EvaluationError: there is none, or one with token ids that an embedding of ``num_rows`` rows does not have.
     """
     from transformers import AutoTokenizer
 
     try:
-        open_tokenizer(folder)
+        check_embedding(open_tokenizer(folder), num_rows)
     except DataError as error:
         raise EvaluationError(f"{name} cannot be given text: {error}") from error
     return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 from unittest.mock import patch
@@ -24,6 +25,9 @@ Engine = Literal["ours", "harness"]
 
 HARNESS_BATCH = 16
 """Requests of one batch of lm_eval's own model."""
+
+LEAST_ITEMS = 2
+"""Of a task; a standard error needs two."""
 
 TEMPLATES = 1024
 """Compiled templates that are kept: a few for each part of a task."""
@@ -49,6 +53,11 @@ class Item:
     """Name to a number, or to (sum, weight)."""
     truths: tuple[int, ...] = ()
     """Indices of all right choices, where a task has several."""
+
+    @property
+    def question(self) -> tuple[Any, ...]:
+        """What was asked: scores are paired where it is the same. The row's hash tells a label that was corrected."""
+        return self.part, self.document, self.prompt, self.choices
 
 
 @dataclass(frozen=True)
@@ -87,6 +96,22 @@ class Tasks:
             each.name: tuple(_leaves(each.parts, loaded.get("group_map", {}))) if each.metric is None else each.parts
             for each in self.chosen
         }
+
+    def check_scorable(self) -> None:
+        """Refuse tasks that the fast scorer could make no score of.
+
+        Raises:
+            EvaluationError: a task writes text, or has less than two items; an interval needs two.
+        """
+        for name, parts in self.groups.items():
+            tasks = [self.loaded["tasks"][part] for part in parts]
+            if any(task.OUTPUT_TYPE == "generate_until" for task in tasks):
+                raise EvaluationError(
+                    f"{name} writes text, which the fast scorer does not: a search cannot ask it. Leave it out of "
+                    "tasks.suite; inheritune eval --engine harness can ask the finished child."
+                )
+            if sum(1 for task in tasks for _ in islice(task.eval_docs, LEAST_ITEMS)) < LEAST_ITEMS:
+                raise EvaluationError(f"{name} has less than two items, of which no score can be made. Give more rows.")
 
     def run(
         self,

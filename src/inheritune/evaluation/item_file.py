@@ -20,7 +20,7 @@ def write_run(path: Path, run: Run) -> None:
     head = {"tally": dataclasses.asdict(run.tally), "versions": dict(run.versions), "tasks": list(run.items)}
     lines = [head, *({"task": name, **_plain(item)} for name, items in run.items.items() for item in items)]
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    runs.write_bytes(path, zstandard.ZstdCompressor().compress(text.encode()))
+    runs.write_bytes(path, zstandard.ZstdCompressor(write_checksum=True).compress(text.encode()))
 
 
 def read_run(path: Path) -> Run:

@@ -109,6 +109,11 @@ def length_of(row: Row) -> int:
     return len(row[0].context) + sum(len(request.tail) for request in row)
 
 
+def longest_input(row: Row) -> int:
+    """Positions of the longest input of a row: its context and one tail."""
+    return len(row[0].context) + max(len(request.tail) for request in row)
+
+
 def ids_of(row: Row) -> tuple[int, ...]:
     """The ids of a row."""
     return sum((request.tail for request in row), row[0].context)
@@ -136,18 +141,36 @@ def places(rows: Sequence[Row], begin: int) -> tuple[list[list[int]], list[list[
     return branches, positions
 
 
-def groups_alike(lengths: Sequence[int], least_positions: int) -> Iterator[list[int]]:
-    """Indices of rows in groups of like length, the longest first: little padding, yet enough for a matrix product."""
+def groups_alike(rows: Sequence[Row], begin: int, least_positions: int) -> Iterator[list[int]]:
+    """Indices of rows in groups of one forward pass: little padding, yet enough for a matrix product.
+
+    Rows with branches and rows without are apart: the mask of branches takes the place of a model's own, whose window
+    an input that was not tried may need.
+
+    Args:
+        rows: of a batch.
+        begin: positions that the cache holds of each.
+        least_positions: of a pass that is not split further.
+    """
+    lengths = [length_of(row) - begin for row in rows]
+    for has_branches in (True, False):
+        alike = [index for index, row in enumerate(rows) if (len(row) > 1) == has_branches]
+        yield from _groups_of_like_length(alike, lengths, least_positions)
+
+
+def _groups_of_like_length(indices: Sequence[int], lengths: Sequence[int], least_positions: int) -> Iterator[list[int]]:
+    """Some rows in groups, the longest first."""
     group: list[int] = []
     wanted = 0
-    for row in sorted(range(len(lengths)), key=lambda row: (-lengths[row], row)):
+    for row in sorted(indices, key=lambda row: (-lengths[row], row)):
         padded = lengths[group[0]] * (len(group) + 1) if group else 0
         if padded > least_positions and wanted + lengths[row] < (1 - PADDING) * padded:
             yield group
             group, wanted = [], 0
         group.append(row)
         wanted += lengths[row]
-    yield group
+    if group:
+        yield group
 
 
 def _trunks(contexts: Sequence[tuple[int, ...]], least: int) -> list[tuple[int, int, int]]:

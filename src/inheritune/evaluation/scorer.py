@@ -8,7 +8,8 @@ Savings over a forward pass for every request with logits at every position:
   what a batch has found goes to the host in one copy.
 
 Branches and cache are tried on the longest of what is asked. Where they do not give the log-probabilities of plain
-forward passes (positions by place in the row, windows, a state in place of a cache), they are not used, and it is told.
+forward passes (positions by place in the row, windows, a state in place of a cache), they are not used, and it is told;
+rows without branches keep the model's own mask.
 """
 
 # B rows of one forward pass, T positions, S positions of the trunk, D hidden size, V vocabulary, N scored positions.
@@ -34,6 +35,7 @@ from inheritune.evaluation.row_plan import (
     groups_alike,
     ids_of,
     length_of,
+    longest_input,
     places,
     plan,
     rows_of,
@@ -103,9 +105,12 @@ class Scorer:
         self.logits_at_once = max(1, LOGITS_AT_ONCE // self.vocabulary)
         self.least_positions = LEAST_POSITIONS.get(self.device.type, TOKENS_AT_ONCE)
         self.tally = Tally()
+        self.branched = (0, 0)  # longest row and longest input that branches were tried on
         with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             split = split_head(self.model)
         self.head: Head | None = split.head if split else None
+        if split is None:  # all logits of a pass are made at once
+            self.tokens_at_once = min(tokens_at_once, self.logits_at_once)
         # without a split the whole model stands for its body, and logits for hidden states
         self.body: Any = getattr(self.model, str(self.model.base_model_prefix)) if split else self.model
 
@@ -120,6 +125,8 @@ class Scorer:
             EvaluationError: an empty context or continuation, no memory for a single request, or a log-probability that
                 is not a number.
         """
+        if not pairs:
+            return []
         pieces, owners = self._pieces(pairs)
         requests = self._requests(pieces)
         answers: list[Answer | None] = [None] * len(pieces)
@@ -188,19 +195,32 @@ class Scorer:
     def _plan(self, requests: Sequence[Request]) -> list[Batch]:
         """Batches that share what this model can share."""
         tally = self.tally
-        if tally.branches is None and (rows := [row for row in rows_of(requests, together=True) if len(row) > 1]):
-            longest = max(rows, key=lambda row: (length_of(row), row[0].context))
-            alone = tuple((each,) for each in longest)
-            tally.branches = self._is_same([Batch((), (longest,))], [Batch((), alone)])
+        self._try_branches([row for row in rows_of(requests, together=True) if len(row) > 1])
         together = bool(tally.branches)
         batches = list(plan(requests, self.tokens_at_once, together=together, trunks=tally.trunks is not False))
         if tally.trunks is None and (behind := [batch for batch in batches if batch.trunk]):
             longest_trunk = max(behind, key=lambda batch: len(batch.trunk))
-            row = longest_trunk.rows[:1]
-            tally.trunks = self._is_same([Batch(longest_trunk.trunk, row)], [Batch((), row)])
+            rows = (longest_trunk.rows * 2)[:2]  # one would not tell a cache that is not repeated for each row
+            tally.trunks = self._is_same([Batch(longest_trunk.trunk, rows)], [Batch((), (row,)) for row in rows])
             if not tally.trunks:
                 return list(plan(requests, self.tokens_at_once, together=together, trunks=False))
         return batches
+
+    def _try_branches(self, branched: Sequence[Row]) -> None:
+        """Try branches on the longest row, which tells places in a row from places in a text, and on the row with the
+        longest input, which tells a window that the mask takes away; again where longer ones come."""
+        if not branched or self.tally.branches is False:
+            return
+        rows = [max(branched, key=lambda row: (size(row), row[0].context)) for size in (length_of, longest_input)]
+        sizes = length_of(rows[0]), longest_input(rows[1])
+        if self.tally.branches and sizes[0] <= self.branched[0] and sizes[1] <= self.branched[1]:
+            return
+        for row in dict.fromkeys(rows):
+            alone = [Batch((), ((each,),)) for each in row]
+            self.tally.branches = self._is_same([Batch((), (row,))], alone)
+            if not self.tally.branches:
+                return
+        self.branched = sizes
 
     def _is_same(self, shared: Sequence[Batch], plain: Sequence[Batch]) -> bool | None:
         """Whether two ways to run the same requests give the same log-probabilities; None where memory does not say."""
@@ -225,7 +245,7 @@ class Scorer:
         sums = torch.zeros(first_owner[-1], dtype=torch.float64, device=self.device)
         misses = torch.zeros_like(sums)
         waiting: list[tuple[Tensor, ...]] = []
-        for alike in groups_alike([length_of(row) - begin for row in batch.rows], self.least_positions):
+        for alike in groups_alike(batch.rows, begin, self.least_positions):
             hidden = self._states([batch.rows[each] for each in alike], begin, trunk)
             where = [
                 (place, *each)
@@ -241,7 +261,7 @@ class Scorer:
         return both[0], both[1] == 0
 
     def _fill(self, trunk: Sequence[int]) -> Any:
-        """The cache after some ids; no logits are made."""
+        """The cache after some ids; where the head splits, no logits are made."""
         self.tally.computed_positions += len(trunk)
         ids_BT = torch.tensor([trunk], device=self.device)
         return self.body(input_ids=ids_BT, use_cache=True).past_key_values

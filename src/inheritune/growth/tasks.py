@@ -34,11 +34,12 @@ def check_tasks(run: Run) -> None:
 
     Raises:
         DataError: rows are missing, or not what their task needs; there is no such task.
-        EvaluationError: lm_eval is not installed.
+        EvaluationError: lm_eval is not installed; a task writes text, or leaves less than two items.
     """
     if run.recipe.tasks.data is not None:
         with _chosen(run) as (chosen, folder):
             check_known(chosen, folder)
+            Tasks(chosen, folder).check_scorable()
 
 
 def ask(run: Run, stage: str, model: Path, *, tokens: int) -> Answers | None:
@@ -67,12 +68,12 @@ def ask(run: Run, stage: str, model: Path, *, tokens: int) -> Answers | None:
         )
     for note in [*said, *tally_notes(answers.tally)]:
         run.event(stage, "note", f"{stage}: {note}")
-    write_run(path, answers)
     alone = judge(
         {stage: answers}, chosen_metrics(chosen, answers), [stage], [], suite="", window=0, engine="ours", limit=None,
         notes=(), agreement={}, published={}, published_source=None,
     )  # fmt: skip
     run.event(stage, "tasks", f"{stage} | tasks | {scores_line(alone.scores[stage])}")
+    write_run(path, answers)  # last: what cannot be judged is asked again, and not found here
     return answers
 
 
@@ -110,7 +111,7 @@ def _check_same_items(run: Run, found: Mapping[str, Answers]) -> None:
     first, *others = found
     for name in others:
         for task, items in found[first].items.items():
-            if [each.prompt for each in items] != [each.prompt for each in found[name].items[task]]:
+            if [each.question for each in items] != [each.question for each in found[name].items[task]]:
                 raise EvaluationError(
                     f"{first} and {name} were not asked the same of {task}: its rows have changed in between. Delete "
                     f"{run.folder / 'stages'}/*/validation/tasks-* and run the same command, which asks all again."
