@@ -1,6 +1,7 @@
 import io
 import json
 
+import pytest
 from rich.console import Console
 
 from inheritune.training.sinks import MetricsLog, Terminal, status_line
@@ -35,6 +36,14 @@ def test_a_line_torn_by_a_kill_is_cut_off(tmp_path):
         file.write('{"stage": "round-1", "kin')
     write(path, "round-1", [2], resumed=2)
     assert [line["step"] for line in lines(path) if line["kind"] == "train"] == [1, 2, 3]
+
+
+def test_what_json_does_not_know_is_never_written(tmp_path):
+    log = MetricsLog(tmp_path / "metrics.jsonl", "s", resumed_step=0)
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        log.write("train", {"step": 1, "loss_nats": float("nan")})
+    log.close()
+    assert (tmp_path / "metrics.jsonl").read_text() == ""
 
 
 def test_off_a_terminal_the_status_comes_as_plain_lines_now_and_then():

@@ -53,6 +53,11 @@ def test_numbers_are_written_with_their_step_and_words_are_not(writer, events, t
     assert (writer.made[0].purge_step, writer.made[0].closed, events) == (8, True, [])
 
 
+def test_what_was_taken_back_to_the_very_start_is_hidden_too(writer, events, tmp_path):
+    open_board(tmp_path, events, resumed_step=0)
+    assert writer.made[0].purge_step == 1
+
+
 @pytest.mark.parametrize("where", ["open", "write", "close"])
 def test_a_failure_is_told_once_and_ends_the_sink_alone(where, writer, events, tmp_path):
     writer.fails_at = where
