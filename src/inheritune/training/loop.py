@@ -7,8 +7,7 @@ import io
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -24,12 +23,10 @@ from inheritune.data.batches import Position, Sampler
 from inheritune.errors import EvaluationError, TrainingError
 from inheritune.evaluation.statistics import token_mean
 from inheritune.evaluation.token_loss import score_documents
-from inheritune.machine.memory import forget_peak, free_bytes, is_out_of_memory, peak_memory_bytes
-from inheritune.machine.offload import narrow_matrices, offload
+from inheritune.machine.memory import forget_peak, is_out_of_memory, peak_memory_bytes
 from inheritune.machine.probe import Choices, best_device, choose, computing_as
 from inheritune.machine.stop import StopRequest
 from inheritune.recipe import TrainRecipe
-from inheritune.surgery.anatomy import layer_modules
 from inheritune.training import tensorboard
 from inheritune.training.average import WeightAverage
 from inheritune.training.checkpoint import (
@@ -63,12 +60,9 @@ from inheritune.training.optimiser import (
     set_dropout,
     set_learning_rate,
 )
+from inheritune.training.placement import place_teacher, placing
 from inheritune.training.plan import LoopPlan, LoopResult
 from inheritune.training.sinks import MetricsLog, Progress, status_line
-from inheritune.units import format_bytes
-
-ROOM_FOR_A_STEP = 4 * 2**30
-"""Device memory left for activations where the reference teaches beside the child; more is found by micro-batches."""
 
 PACE_STEPS = 25
 """Steps whose median time gives the speed and the time left that a user sees."""
@@ -114,7 +108,7 @@ def run_loop(
     choices = _choices(model, plan, recipe, stage_folder / "probe.json", record_event)
     device = torch.device(choices.device)
     forget_peak(device)
-    with _placing(f"{plan.label}: the child", model):
+    with placing(f"{plan.label}: the child", model):
         model.to(device).train()
     set_dropout(model, recipe.dropout)
     if frozen := freeze(model, recipe.freeze):
@@ -122,8 +116,8 @@ def run_loop(
     if choices.activation_checkpointing:
         checkpoint_activations(model)
     if teacher is not None:
-        with _placing(f"{plan.label}: the reference that teaches", teacher):
-            choices = _place_teacher(teacher, model, choices, recipe)
+        with placing(f"{plan.label}: the reference that teaches", teacher):
+            choices = place_teacher(teacher, model, choices, recipe)
     with computing_as(choices), torch.random.fork_rng([device] if device.type == "cuda" else []):
         meter = Meter(model, choices, plan.sequence_length)
         if not meter.flops.is_counted:
@@ -150,7 +144,7 @@ def run_loop(
             moments=recipe.moments,
             compiled=choices.compile,
         )
-        with _placing(f"{plan.label}: the average of the weights", model):
+        with placing(f"{plan.label}: the average of the weights", model):
             average = WeightAverage(model, recipe.average_half_life) if recipe.average_half_life else None
         state = State(step=0, tokens=0, position=Position(0, 0), elapsed_s=0.0)
         checkpoint = find_checkpoint(checkpoints, lambda message: record_event("damaged", message))
@@ -460,46 +454,6 @@ def save_sums(path: Path, sums: npt.NDArray[np.float64]) -> None:
     content = io.BytesIO()
     np.save(content, sums)
     runs.write_bytes(path, content.getvalue())
-
-
-def _place_teacher(teacher: nn.Module, model: nn.Module, choices: Choices, recipe: TrainRecipe) -> Choices:
-    """Put the reference where it teaches from: on the device, if it fits beside the child, which is there already, and
-    what the child's training will need."""
-    device = torch.device(choices.device)
-    teacher.eval().requires_grad_(False)
-    if choices.precision == "bfloat16":
-        narrow_matrices(teacher)
-    if choices.teacher is None:
-        needed = sum(each.nbytes for each in teacher.parameters()) + _bytes_to_train(model, recipe)
-        fits = device.type != "cuda" or needed + ROOM_FOR_A_STEP <= free_bytes(device)
-        choices = replace(choices, teacher="device" if fits else "offloaded")
-    if choices.teacher == "offloaded":
-        offload(teacher, list(layer_modules(teacher)), device)
-    else:
-        teacher.to(device)
-    return choices
-
-
-@contextmanager
-def _placing(what: str, model: nn.Module) -> Iterator[None]:
-    """Tell what does not fit into memory, and what it needs.
-
-    Raises:
-        TrainingError: memory runs out inside the block.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        size = format_bytes(sum(each.nbytes for each in model.parameters()))
-        raise TrainingError(f"{what} ({size}) does not fit into memory. Use a machine with more of it.") from error
-
-
-def _bytes_to_train(model: nn.Module, recipe: TrainRecipe) -> int:
-    """Gradients, moments and the average of a model's trained weights."""
-    trained = sum(each.numel() for each in model.parameters() if each.requires_grad)
-    return round(trained * (4 + MOMENT_BYTES[recipe.moments] + (4 if recipe.average_half_life else 0)))
 
 
 def _choices(
