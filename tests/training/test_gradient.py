@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from torch._inductor.utils import run_fw_bw_and_get_code
 
 from inheritune.errors import RecipeError
 from inheritune.machine.probe import Choices, autocast, computing_as
@@ -164,6 +165,20 @@ def test_the_joined_loss_is_the_cross_entropy_and_its_gradient(dtype):
     assert float(loss) == pytest.approx(float(expected_loss), rel=1e-6)
     assert gradient_NV.dtype == dtype
     assert float((gradient_NV - expected_NV).abs().max()) <= (1e-6 if dtype == torch.float32 else 2**-9)
+
+
+def test_the_compiled_gradient_is_written_over_the_logits():
+    hidden_ND, output_VD = torch.randn(24, 16, requires_grad=True), torch.randn(320, 16, requires_grad=True)
+    targets_N = torch.randint(0, 320, (24,))
+
+    def loss(hidden_ND, output_VD):
+        return sum_cross_entropy(hidden_ND.bfloat16() @ output_VD.bfloat16().T, targets_N)
+
+    with computing_as(choices(compile=True)):
+        _, (forward, backward) = run_fw_bw_and_get_code(lambda: torch.compile(loss)(hidden_ND, output_VD))
+    logits = "empty_strided_cpu((24, 320)"
+    assert logits in forward
+    assert logits not in backward
 
 
 @pytest.mark.reliability("R10")

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from inheritune.errors import RecipeError
 from inheritune.machine.attention import attend_by_blocks
-from inheritune.machine.head import split_head
+from inheritune.machine.head import Head, split_head
 from inheritune.machine.probe import Choices, autocast
 from inheritune.surgery.anatomy import layer_modules
+from inheritune.training.narrow_output import NarrowOutput, narrow_output
 
 LOGITS_AT_ONCE = {"cpu": 2**24, "cuda": 2**26}
 """Elements of the largest logits tensor, a teacher's included: 64 MiB or 256 MiB in float32. Each chunk adds once to
@@ -73,6 +74,8 @@ class LossFunctions:
     """Positions N of one chunk at most."""
     distillation: Distillation | None = None
     """Takes the place of ``summed_loss`` where the reference teaches."""
+    narrow_output: NarrowOutput | None = None
+    """What the head multiplies with, where it is renewed at every step."""
 
 
 def prepare_loss(
@@ -115,6 +118,9 @@ def prepare_loss(
                 "that the child was cut from."
             )
     body, head, is_split = _body_and_head(model, split=choices.loss_path == "split")
+    narrow = None
+    if choices.compile and choices.device == "cpu" and choices.precision == "bfloat16" and isinstance(head, Head):
+        narrow = narrow_output(model, head)  # a GPU has few chunks, and this was not measured there
     distillation = None
     if taught is not None:
         with autocast(choices):  # its matrices may be in bfloat16 already
@@ -144,6 +150,7 @@ def prepare_loss(
         summed_loss,
         _positions_at_once(choices, vocabulary_size * (2 if distillation else 1)),
         distillation,
+        narrow,
     )
     return functions, choices if is_split else replace(choices, loss_path="model")
 
@@ -175,7 +182,8 @@ class SummedCrossEntropy(torch.autograd.Function):
     """Cross-entropy of logits (N, V) and targets (N), summed over N in float32, for the compiler.
 
     For the backward it keeps the logits in their own dtype and one number per position. The gradient is written in one
-    pass: comparing each column with the target is cheaper than the scattered write of ``F.cross_entropy``.
+    pass: comparing each column with the target is cheaper than the scattered write of ``F.cross_entropy``. It is one
+    expression that reads the logits once, so the compiler writes it over them.
     """
 
     @staticmethod
@@ -193,7 +201,7 @@ class SummedCrossEntropy(torch.autograd.Function):
         columns_V = torch.arange(logits_NV.shape[-1], dtype=torch.int32, device=logits_NV.device)
         is_target_NV = columns_V == targets_N[:, None].to(torch.int32)
         softmax_NV = (logits_NV.float() - log_total_N1).exp()
-        return (torch.where(is_target_NV, softmax_NV - 1, softmax_NV) * upstream[0]).to(logits_NV.dtype), None
+        return ((softmax_NV - is_target_NV.float()) * upstream[0]).to(logits_NV.dtype), None
 
 
 def sum_cross_entropy(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
@@ -269,6 +277,8 @@ def accumulate_gradient(functions: LossFunctions, rows: Tensor, choices: Choices
     """
     num_tokens = rows.shape[0] * (rows.shape[1] - 1)
     distillation = functions.distillation
+    if functions.narrow_output:
+        functions.narrow_output.renew()
     token_total = torch.zeros((), device=rows.device, dtype=torch.float64)
     distill_total = torch.zeros_like(token_total)
     for rows_MT in rows.split(choices.micro_batch):

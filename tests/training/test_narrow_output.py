@@ -1,0 +1,135 @@
+"""One bfloat16 copy of the output matrix: the same bits as a cast for every chunk."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from inheritune.machine.head import split_head
+from inheritune.machine.probe import Choices, computing_as
+from inheritune.training import gradient
+from inheritune.training.gradient import accumulate_gradient, prepare_loss
+from inheritune.training.narrow_output import narrow_output
+from inheritune.training.optimiser import freeze, set_dropout
+
+CHOICES = Choices("cpu", "bfloat16", True, micro_batch=3, threads=2, deterministic=True)
+ROWS = torch.randint(0, 256, (8, 17), generator=torch.Generator().manual_seed(3))
+"""Two micro-batches of 3 and one of 2: 48 and 32 positions, in chunks of 12 at most."""
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    monkeypatch.setattr(gradient, "LEAST_POSITIONS", 12)
+    monkeypatch.setattr(gradient, "LOGITS_AT_ONCE", {"cpu": 0})
+
+
+def steps(model, count=2, **settings):
+    """Losses and gradients of some steps, the weights moved after each."""
+    told = []
+    with computing_as(CHOICES):
+        functions, _ = prepare_loss(model, CHOICES, 260, sequence_length=16, **settings)
+        for _ in range(count):
+            model.zero_grad(set_to_none=True)
+            losses = accumulate_gradient(functions, ROWS, CHOICES)
+            grads = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+            told.append((losses, grads))
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    if parameter.grad is not None:
+                        parameter.sub_(parameter.grad)
+    return functions, told
+
+
+def assert_same_bits(one, other):
+    for (losses, grads), (other_losses, other_grads) in zip(one, other, strict=True):
+        assert losses == other_losses
+        assert grads.keys() == other_grads.keys()
+        assert all(torch.equal(grad, other_grads[name]) for name, grad in grads.items())
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("llama", {"tie_word_embeddings": False}),
+        ("llama", {"tie_word_embeddings": True}),
+        ("gpt2", {}),
+        ("cohere", {}),  # scales its logits
+    ],
+)
+def test_no_bit_changes_while_the_weights_move(kind, changes, build_model, small_chunks, monkeypatch):
+    twins = [build_model(kind, **changes).train() for _ in range(2)]
+    for twin in twins:
+        set_dropout(twin, 0.0)
+    functions, narrow = steps(twins[0])
+    assert functions.narrow_output is not None
+    monkeypatch.setattr(gradient, "narrow_output", lambda model, head: None)
+    functions, cast = steps(twins[1])
+    assert functions.narrow_output is None
+    assert narrow[0][0].token_nats != narrow[1][0].token_nats  # the second step has other weights
+    assert_same_bits(narrow, cast)
+
+
+def test_no_bit_changes_where_the_reference_teaches(build_model, small_chunks, monkeypatch):
+    teacher = build_model("llama", num_hidden_layers=6)
+    twins = [build_model("llama").train() for _ in range(2)]
+    with torch.no_grad():
+        for twin in twins:
+            twin.lm_head.weight.mul_(1.5)
+    _, narrow = steps(twins[0], teacher=teacher, distill_weight=0.5)
+    monkeypatch.setattr(gradient, "narrow_output", lambda model, head: None)
+    _, cast = steps(twins[1], teacher=teacher, distill_weight=0.5)
+    assert narrow[0][0].distill_nats > 0
+    assert_same_bits(narrow, cast)
+
+
+def test_the_model_itself_stays_as_it_is(build_model, small_chunks):
+    model = build_model("gpt2").train()
+    output, before = model.lm_head, set(model.state_dict())
+    steps(model, count=1)
+    assert model.lm_head is output
+    assert set(model.state_dict()) == before
+    assert all(p.dtype == p.grad.dtype == torch.float32 for p in model.parameters())
+
+
+def test_a_frozen_output_gets_no_gradient(build_model, small_chunks):
+    model = build_model("llama", tie_word_embeddings=False).train()
+    freeze(model, ("lm_head.*",))
+    _, [(_, grads)] = steps(model, count=1)
+    assert model.lm_head.weight.grad is None
+    assert grads
+
+
+def test_what_an_unfinished_step_has_left_is_forgotten(build_model, small_chunks):
+    """As after memory has run out between a chunk's product and its sum."""
+    model = build_model("llama").train()
+    functions, [(_, expected)] = steps(model, count=1)
+    left = functions.narrow_output.linear.weight
+    left.grad = torch.ones_like(left)
+    with torch.no_grad(), computing_as(CHOICES):
+        for name, parameter in model.named_parameters():
+            parameter.copy_(build_model("llama").get_parameter(name))
+    model.zero_grad(set_to_none=True)
+    with computing_as(CHOICES):
+        accumulate_gradient(functions, ROWS, CHOICES)
+    assert all(torch.equal(parameter.grad, expected[name]) for name, parameter in model.named_parameters())
+
+
+@pytest.mark.parametrize("changes", [{"compile": False}, {"precision": "float32"}, {"loss_path": "model"}])
+def test_it_is_for_compiled_chunks_in_bfloat16_alone(changes, build_model):
+    chosen = replace(CHOICES, **changes)
+    with computing_as(chosen):
+        functions, _ = prepare_loss(build_model("llama"), chosen, 260, sequence_length=16)
+    assert functions.narrow_output is None
+
+
+class Scaled(nn.Linear):
+    """An output that does something with its matrix which a copy in bfloat16 might not."""
+
+
+def test_an_output_of_another_class_is_left_alone(build_model):
+    model = build_model("llama")
+    model.lm_head.__class__ = Scaled
+    head = split_head(model).head
+    assert narrow_output(model, head) is None
+    assert head.bodiless.lm_head is model.lm_head
