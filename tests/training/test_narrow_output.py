@@ -123,13 +123,41 @@ def test_it_is_for_compiled_chunks_in_bfloat16_alone(changes, build_model):
     assert functions.narrow_output is None
 
 
-class Scaled(nn.Linear):
-    """An output that does something with its matrix which a copy in bfloat16 might not."""
+class OwnLinear(nn.Linear):
+    """Another class, whatever it does."""
 
 
-def test_an_output_of_another_class_is_left_alone(build_model):
+def of_another_class(model):
+    model.lm_head.__class__ = OwnLinear
+
+
+def in_float32(model):
+    """As a model that does not leave its logits to autocast."""
+    plain = type(model).forward
+
+    def forward(self, *args, **kwargs):
+        with torch.autocast("cpu", enabled=False):
+            return plain(self, *args, **kwargs)
+
+    model.__class__ = type("InFloat32", (type(model),), {"forward": forward})
+
+
+def by_a_scaled_matrix(model):
+    """As a model that uses its matrix beside multiplying with it."""
+    plain = type(model).forward
+
+    def forward(self, *args, **kwargs):
+        answer = plain(self, *args, **kwargs)
+        answer.logits = answer.logits / self.lm_head.weight.norm()
+        return answer
+
+    model.__class__ = type("ByAScaledMatrix", (type(model),), {"forward": forward})
+
+
+@pytest.mark.parametrize("change", [of_another_class, in_float32, by_a_scaled_matrix])
+def test_a_head_that_does_anything_else_is_left_alone(change, build_model):
     model = build_model("llama")
-    model.lm_head.__class__ = Scaled
+    change(model)
     head = split_head(model).head
     assert narrow_output(model, head) is None
     assert head.bodiless.lm_head is model.lm_head

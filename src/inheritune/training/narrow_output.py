@@ -57,7 +57,8 @@ def narrow_output(model: Any, head: Head) -> NarrowOutput | None:
         head: of its ``split_head``.
 
     Returns:
-        The copy, or None where the head ends in anything but a plain ``nn.Linear`` of its own; it then stays as it is.
+        The copy, or None, and the head as it was, where it ends in anything but a plain ``nn.Linear`` of its own or
+        does anything else with the matrix, so that some logits of a trial are not the same bit for bit.
     """
     output = model.get_output_embeddings()
     parts = head.bodiless._modules
@@ -65,5 +66,15 @@ def narrow_output(model: Any, head: Head) -> NarrowOutput | None:
     if name is None or type(output) is not nn.Linear:
         return None
     narrow = NarrowOutput(output)
-    parts[name] = narrow.linear
+    hidden_12D = torch.linspace(-1, 1, 2 * output.in_features, device=output.weight.device).view(1, 2, -1)
+    with torch.no_grad(), torch.autocast(hidden_12D.device.type, torch.bfloat16):
+        expected_12V = head(hidden_12D)
+        parts[name] = narrow.linear
+        try:
+            is_same = torch.equal(head(hidden_12D), expected_12V)
+        except RuntimeError:  # the head multiplies in float32, and does not take a bfloat16 matrix
+            is_same = False
+    if not is_same:
+        parts[name] = output
+        return None
     return narrow
