@@ -1,10 +1,13 @@
 """One bfloat16 copy of the output matrix: the same bits as a cast for every chunk."""
 
+import gc
+import weakref
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
+from transformers import AutoModelForCausalLM, ElectraConfig
 
 from inheritune.machine.head import split_head
 from inheritune.machine.probe import Choices, computing_as
@@ -63,7 +66,7 @@ def test_no_bit_changes_while_the_weights_move(kind, changes, build_model, small
         set_dropout(twin, 0.0)
     functions, narrow = steps(twins[0])
     assert functions.narrow_output is not None
-    monkeypatch.setattr(gradient, "narrow_output", lambda model, head: None)
+    monkeypatch.setattr(gradient, "narrow_output", lambda model, split: None)
     functions, cast = steps(twins[1])
     assert functions.narrow_output is None
     assert narrow[0][0].token_nats != narrow[1][0].token_nats  # the second step has other weights
@@ -76,8 +79,9 @@ def test_no_bit_changes_where_the_reference_teaches(build_model, small_chunks, m
     with torch.no_grad():
         for twin in twins:
             twin.lm_head.weight.mul_(1.5)
-    _, narrow = steps(twins[0], teacher=teacher, distill_weight=0.5)
-    monkeypatch.setattr(gradient, "narrow_output", lambda model, head: None)
+    functions, narrow = steps(twins[0], teacher=teacher, distill_weight=0.5)
+    assert functions.narrow_output is not None
+    monkeypatch.setattr(gradient, "narrow_output", lambda model, split: None)
     _, cast = steps(twins[1], teacher=teacher, distill_weight=0.5)
     assert narrow[0][0].distill_nats > 0
     assert_same_bits(narrow, cast)
@@ -86,18 +90,33 @@ def test_no_bit_changes_where_the_reference_teaches(build_model, small_chunks, m
 def test_the_model_itself_stays_as_it_is(build_model, small_chunks):
     model = build_model("gpt2").train()
     output, before = model.lm_head, set(model.state_dict())
-    steps(model, count=1)
+    functions, _ = steps(model, count=1)
+    assert functions.narrow_output.linear is not output
     assert model.lm_head is output
     assert set(model.state_dict()) == before
     assert all(p.dtype == p.grad.dtype == torch.float32 for p in model.parameters())
 
 
-def test_a_frozen_output_gets_no_gradient(build_model, small_chunks):
+def test_a_frozen_output_gets_no_gradient_until_it_trains(build_model, small_chunks):
     model = build_model("llama", tie_word_embeddings=False).train()
     freeze(model, ("lm_head.*",))
-    _, [(_, grads)] = steps(model, count=1)
-    assert model.lm_head.weight.grad is None
+    functions, [(_, grads)] = steps(model, count=1)
+    assert functions.narrow_output is not None
     assert grads
+    assert model.lm_head.weight.grad is None
+    model.lm_head.weight.requires_grad_(True)
+    with computing_as(CHOICES):
+        accumulate_gradient(functions, ROWS, CHOICES)
+    assert model.lm_head.weight.grad.abs().sum() > 0
+
+
+def test_matrix_and_copy_are_freed_with_the_stage(build_model, small_chunks):
+    model = build_model("llama", tie_word_embeddings=False).train()
+    functions, _ = steps(model, count=1)
+    kept = [weakref.ref(each) for each in (model.lm_head.weight, functions.narrow_output.linear.weight)]
+    del model, functions, _
+    gc.collect()
+    assert [each() for each in kept] == [None, None]
 
 
 def test_what_an_unfinished_step_has_left_is_forgotten(build_model, small_chunks):
@@ -115,8 +134,23 @@ def test_what_an_unfinished_step_has_left_is_forgotten(build_model, small_chunks
     assert all(torch.equal(parameter.grad, expected[name]) for name, parameter in model.named_parameters())
 
 
-@pytest.mark.parametrize("changes", [{"compile": False}, {"precision": "float32"}, {"loss_path": "model"}])
-def test_it_is_for_compiled_chunks_in_bfloat16_alone(changes, build_model):
+def test_a_head_that_begins_narrower_or_wider_than_its_output(small_chunks):
+    """As Electra's, which goes from the size of the body to that of the embeddings first."""
+    sizes = {"vocab_size": 260, "embedding_size": 16, "hidden_size": 32, "intermediate_size": 64}
+    layers = {"num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 32, "is_decoder": True}
+    no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    model = AutoModelForCausalLM.from_config(ElectraConfig(**sizes, **layers, **no_dropout)).train()
+    assert model.training
+    functions, [(_, grads)] = steps(model, count=1)
+    assert model.training
+    assert functions.narrow_output is not None
+    assert grads["generator_lm_head.bias"].abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    "changes", [{"compile": False}, {"precision": "float32"}, {"loss_path": "model"}, {"device": "cuda"}]
+)
+def test_it_is_for_compiled_chunks_in_bfloat16_on_a_processor_alone(changes, build_model):
     chosen = replace(CHOICES, **changes)
     with computing_as(chosen):
         functions, _ = prepare_loss(build_model("llama"), chosen, 260, sequence_length=16)
@@ -158,6 +192,6 @@ def by_a_scaled_matrix(model):
 def test_a_head_that_does_anything_else_is_left_alone(change, build_model):
     model = build_model("llama")
     change(model)
-    head = split_head(model).head
-    assert narrow_output(model, head) is None
-    assert head.bodiless.lm_head is model.lm_head
+    split = split_head(model)
+    assert narrow_output(model, split) is None
+    assert split.head.bodiless.lm_head is model.lm_head

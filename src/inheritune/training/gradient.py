@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from inheritune.errors import RecipeError
 from inheritune.machine.attention import attend_by_blocks
-from inheritune.machine.head import Head, split_head
+from inheritune.machine.head import split_head
 from inheritune.machine.probe import Choices, autocast
 from inheritune.surgery.anatomy import layer_modules
 from inheritune.training.narrow_output import NarrowOutput, narrow_output
@@ -117,10 +117,11 @@ def prepare_loss(
                 "next-token probabilities cannot be compared. Set train.distill_weight: 0, or teach with the model "
                 "that the child was cut from."
             )
-    body, head, is_split = _body_and_head(model, split=choices.loss_path == "split")
+    split = split_head(model) if choices.loss_path == "split" else None
+    body, head = split or _own_forward(model)
     narrow = None
-    if choices.compile and choices.device == "cpu" and choices.precision == "bfloat16" and isinstance(head, Head):
-        narrow = narrow_output(model, head)  # a GPU has few chunks, and this was not measured there
+    if split and choices.compile and choices.precision == "bfloat16" and choices.device == "cpu":
+        narrow = narrow_output(model, split)  # a GPU has few chunks, and this was not measured there
     distillation = None
     if taught is not None:
         with autocast(choices):  # its matrices may be in bfloat16 already
@@ -152,7 +153,7 @@ def prepare_loss(
         distillation,
         narrow,
     )
-    return functions, choices if is_split else replace(choices, loss_path="model")
+    return functions, choices if split else replace(choices, loss_path="model")
 
 
 def _positions_at_once(choices: Choices, logits_of_one: int) -> int:
@@ -220,13 +221,8 @@ def even_chunk(total: int, most: int) -> int:
     return -(-total // count)
 
 
-def _body_and_head(
-    model: nn.Module, *, split: bool
-) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor], bool]:
-    """Body, head, and whether they are a split; else the model's own forward, and a head that does nothing."""
-    parts = split_head(model) if split else None
-    if parts:
-        return parts.body, parts.head, True
+def _own_forward(model: nn.Module) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    """In place of body and head, where they are no split: the whole model, and a head that does nothing."""
 
     def own_logits(ids_MT: Tensor) -> Tensor:
         logits_MTV: Tensor = model(input_ids=ids_MT, use_cache=False).logits
@@ -235,14 +231,14 @@ def _body_and_head(
     def identity(logits_1NV: Tensor) -> Tensor:
         return logits_1NV
 
-    return own_logits, identity, False
+    return own_logits, identity
 
 
 def _distillation(
     head: Callable[[Tensor], Tensor], teacher: nn.Module, *, weight: float, temperature: float
 ) -> Distillation:
     """The teacher's body, and the two losses of a chunk from both models' hidden states."""
-    teacher_body, teacher_head, _ = _body_and_head(teacher.eval(), split=True)
+    teacher_body, teacher_head = split_head(teacher.eval()) or _own_forward(teacher)
 
     def summed_losses(hidden_1ND: Tensor, targets_1N: Tensor, taught_1NE: Tensor) -> tuple[Tensor, Tensor]:
         logits_NV = head(hidden_1ND).float().flatten(0, 1)
