@@ -176,7 +176,7 @@ def render(source: Path, docs: Path, place: str | None = None) -> None:
     if rounds:
         rounds = ["| shape | depth | where | first step more, s |", "|---|---|---|---|", *rounds, ""]
     parts = {
-        "side-by-side": [origin, *tables],
+        "side-by-side": [origin, *tables] if tables else [],
         "own-time": own,
         "growth": sweeps,
         "profile": profiles,
