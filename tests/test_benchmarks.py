@@ -106,6 +106,10 @@ def test_a_page_is_made_from_a_result_file_alone(tmp_path):
     assert page.read_text().count("| ours | 3,001 | 1.00 |") == 2
     assert "older" not in page.read_text()
     assert not (tmp_path / "throughput.svg").exists()
+    before = page.read_text()
+    source.write_text(json.dumps({**result, "date": "2026-02-02", "shapes": {}, "profiles": {}, "growth": {}}))
+    render(source, tmp_path, "other")
+    assert page.read_text() == before  # of a sweep alone: the tables of contenders stay, with their date
     page.write_text("no marks")
     with pytest.raises(ValueError, match="side-by-side"):
         render(source, tmp_path)
