@@ -5,7 +5,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -35,6 +35,10 @@ COMPILER_WARNINGS = (
     r"Dynamo detected a call to a `functools\.lru_cache`",
 )
 """Said by torch's compiler about its own code while it compiles ours; nothing that a user could change."""
+
+MOST_COMPILED = 2**16
+"""Ways to compile one function at most. Torch gives up at 8 and computes further shapes as they come: slower, in more
+memory, and in other bits than a resumed process, which counts from 0 again. A stage has few shapes."""
 
 
 @dataclass(frozen=True)
@@ -192,7 +196,7 @@ def choose(
 
 @contextmanager
 def computing_as(choices: Choices) -> Iterator[None]:
-    """Hold threads and determinism to the recorded choices inside the block, and put them back after it."""
+    """Hold threads, determinism and what is compiled to the recorded choices inside the block, and put them back."""
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     settings: Any = torch.utils.deterministic
@@ -200,8 +204,10 @@ def computing_as(choices: Choices) -> Iterator[None]:
     torch.set_num_threads(choices.threads)
     torch.use_deterministic_algorithms(choices.deterministic)
     settings.fill_uninitialized_memory = False  # fills for a search after faults, and costs
+    compiler: Any = torch._dynamo.config if choices.compile else None
+    limits = {"recompile_limit": MOST_COMPILED, "accumulated_recompile_limit": MOST_COMPILED}
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), compiler.patch(limits) if compiler else nullcontext():
             for message in COMPILER_WARNINGS:
                 warnings.filterwarnings("ignore", message)
             yield

@@ -138,8 +138,6 @@ def prepare_loss(
     if choices.compile:
         stays = taught is not None and choices.teacher != "offloaded"
         layers = [*layer_modules(model), *(layer_modules(taught) if taught is not None and stays else [])]
-        compiler: Any = torch._dynamo.config
-        compiler.recompile_limit = max(compiler.recompile_limit, 4 * len(layers))
         for layer in layers:  # one compiled block serves every layer of its kind, at every depth
             layer.compile(dynamic=False)
         summed_loss = torch.compile(joined_loss, dynamic=False, options=HEAD_OPTIONS)
