@@ -108,8 +108,10 @@ def test_a_page_is_made_from_a_result_file_alone(tmp_path):
     assert not (tmp_path / "throughput.svg").exists()
     before = page.read_text()
     source.write_text(json.dumps({**result, "date": "2026-02-02", "shapes": {}, "profiles": {}, "growth": {}}))
-    render(source, tmp_path, "other")
-    assert page.read_text() == before  # of a sweep alone: the tables of contenders stay, with their date
+    for place in ("other", None):
+        render(source, tmp_path, place)
+        assert page.read_text() == before  # of a sweep alone: the tables of contenders stay, with their date
+        assert not (tmp_path / "throughput.svg").exists()
     page.write_text("no marks")
-    with pytest.raises(ValueError, match="side-by-side"):
+    with pytest.raises(ValueError, match="growth"):
         render(source, tmp_path)

@@ -139,6 +139,8 @@ def figure(result: dict[str, Any], path: Path) -> None:
 def render(source: Path, docs: Path, place: str | None = None) -> None:
     """Put the tables of a result file between the marks of ``performance.md``, and draw ``throughput.svg``.
 
+    What the file does not hold stays on the page as it is.
+
     Args:
         source: the result file.
         docs: folder of the page.
@@ -182,14 +184,15 @@ def render(source: Path, docs: Path, place: str | None = None) -> None:
         "profile": profiles,
         "compile": rounds,
     }
-    if place:
-        parts = {f"{place}-{mark}": content for mark, content in parts.items() if content}
+    prefix = f"{place}-" if place else ""
     for mark, content in parts.items():
-        begin, end = f"<!-- {mark}:begin -->", f"<!-- {mark}:end -->"
+        if not content:
+            continue
+        begin, end = f"<!-- {prefix}{mark}:begin -->", f"<!-- {prefix}{mark}:end -->"
         if begin not in text or end not in text:
             raise ValueError(f"{page} lacks {begin} or {end}")
         head, _, rest = text.partition(begin)
         text = head + begin + "\n" + "\n".join(content) + end + rest.partition(end)[2]
     page.write_text(text)
-    if not place:
+    if tables and not place:
         figure(result, docs / "throughput.svg")
