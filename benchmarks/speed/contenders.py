@@ -93,7 +93,7 @@ def ours(shape: Shape, steps: int, shards: Path, recipe: dict[str, Any]) -> dict
         built = build(shape).to(torch.bfloat16 if on_gpu else torch.float32)
         built.save_pretrained(folder / "model")
         del built
-        kept = patch("inheritune.training.loop.save_checkpoint") if on_gpu else nullcontext()
+        kept = patch("inheritune.training.learner.save_checkpoint") if on_gpu else nullcontext()
         with kept:
             inheritune.train(
                 folder / "model",

@@ -12,7 +12,8 @@ from inheritune.errors import Stopped, SurgeryError
 from inheritune.growth import stages
 from inheritune.job import grow
 from inheritune.surgery.folder import load_model
-from inheritune.training import loop
+from inheritune.training.gradient import Losses
+from inheritune.training.learner import Learner
 from inheritune.training.sinks import Silent
 
 THREE = ("llama", "gpt2", "qwen3")
@@ -59,17 +60,17 @@ def test_the_trained_child_keeps_its_weights_and_gets_the_next_layers_on_top(fam
 def test_the_optimiser_keeps_its_moments_for_kept_tensors_alone(family, recipe, monkeypatch):
     seen = {}
 
-    def spy(optimiser, plan, *others):
-        if plan.stage not in seen:  # before the first step of the stage
-            seen[plan.stage] = [
-                {name: value.clone() for name, value in optimiser.state.get(parameter, {}).items()}
-                for group in optimiser.param_groups
+    def spy(learner, norm):
+        if learner.plan.stage not in seen:  # before the first step of the stage
+            seen[learner.plan.stage] = [
+                {name: value.clone() for name, value in learner.optimiser.state.get(parameter, {}).items()}
+                for group in learner.optimiser.param_groups
                 for parameter in group["params"]
             ]
-        take_step(optimiser, plan, *others)
+        step(learner, norm)
 
-    take_step = loop._take_step
-    monkeypatch.setattr(loop, "_take_step", spy)
+    step = Learner.step
+    monkeypatch.setattr(Learner, "step", spy)
     modes = Spy(monkeypatch)
     grow(recipe(family, growth__mode="continue", **GROWING), progress=Silent())
     assert not any(seen["round-1"])
@@ -204,14 +205,14 @@ def test_layers_added_in_a_round_are_the_fresh_ones(recipe, monkeypatch):
 
 
 def test_the_report_shows_the_average_and_what_was_left_out(recipe, tmp_path, monkeypatch):
-    honest, calls = loop._try_gradient, []
+    honest, calls = Learner.gradient, []
 
     def once(*given):
         calls.append(1)
         losses = honest(*given)
-        return loop.Losses(float("nan"), None) if len(calls) == 3 else losses
+        return Losses(float("nan"), None) if len(calls) == 3 else losses
 
-    monkeypatch.setattr(loop, "_try_gradient", once)
+    monkeypatch.setattr(Learner, "gradient", once)
     settings = {"growth__max_depth": 2, "baselines": [], "train__average_half_life": 500}
     summary = grow(recipe(**settings), progress=Silent()).summary
     (each,) = summary["rounds"]

@@ -112,7 +112,7 @@ def test_resumed_again_and_again_it_is_the_same(steps, stage, whole_stage, finis
     words, reached = stage(tmp_path / "parts"), 0
     for step in steps:
         if step == reached:  # stopped again before a step is made
-            finish(words, {"at": "inheritune.training.loop:MetricsLog", "do": TERM}, code=4)
+            finish(words, {"at": "inheritune.training.sinks:MetricsLog", "do": TERM}, code=4)
         else:
             finish(words, at_step(step, TERM), code=4)
         assert ends_at(find_checkpoint(tmp_path / "parts" / "checkpoints"), step)

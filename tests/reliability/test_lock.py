@@ -13,7 +13,7 @@ def test_a_second_process_is_refused_and_a_killed_one_holds_nothing(
 ):
     folder = tmp_path / "out"
     words = search(folder) if verb == "run" else stage(folder)
-    slow = {"at": "inheritune.training.loop:accumulate_gradient", "count": 3, "do": "sleep:60"}
+    slow = {"at": "inheritune.training.learner:accumulate_gradient", "count": 3, "do": "sleep:60"}
     first = start(words, slow)
     while first.look() is None and "train" not in text_of(folder / "metrics.jsonl"):
         time.sleep(0.001)

@@ -9,7 +9,7 @@ from inheritune.machine.probe import has_compiler
 from inheritune.training.checkpoint import find_checkpoint
 
 TERM, TWICE, INTERRUPT = (f"signal:{numbers}" for numbers in ("15", "15+15", "2"))
-STEP = {"at": "inheritune.training.loop:accumulate_gradient", "count": 20}
+STEP = {"at": "inheritune.training.learner:accumulate_gradient", "count": 20}
 SAVE = {"at": "fsync", "match": r"step-.*\.tmp/\.manifest", "count": 2}
 VALIDATION = {"at": "inheritune.evaluation.token_loss:_score_batch", "count": 3}
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from inheritune.errors import Stopped, TrainingError
-from inheritune.training import loop
+from inheritune.training import learner
 from inheritune.training.gradient import Losses
 from inheritune.training.health import MOST_SETBACKS
+from inheritune.training.learner import Learner
 
 pytestmark = pytest.mark.reliability("R18")
 
@@ -17,12 +18,12 @@ class Trouble:
     """Makes the step with certain rows bad, however often it is tried; notes weights and moments around it."""
 
     def __init__(self, monkeypatch, bad_steps, kind="nan"):
-        self.honest, self.kind, self.bad = loop._try_gradient, kind, set(bad_steps)
+        self.honest, self.kind, self.bad = Learner.gradient, kind, set(bad_steps)
         self.rows = {}  # what each step of an undisturbed run sees
         self.snapshots = []
         self.after = []
         self.watch_next = False
-        monkeypatch.setattr(loop, "_try_gradient", self)
+        monkeypatch.setattr(Learner, "gradient", lambda learner, rows: self(learner, rows))
 
     def learn(self, run):
         """Note the rows of every step of an undisturbed run; those of the bad steps are bad from then on."""
@@ -48,18 +49,18 @@ class Trouble:
                 state += [parameter.detach().clone(), *(moments[name].clone() for name in sorted(moments))]
         return state
 
-    def __call__(self, optimiser, functions, rows, choices):
+    def __call__(self, learner, rows):
         if self.note:
             self.note(rows.clone())
         if self.watch_next:
-            self.after.append(self.snapshot(optimiser))
+            self.after.append(self.snapshot(learner.optimiser))
             self.watch_next = False
-        losses = self.honest(optimiser, functions, rows, choices)
+        losses = self.honest(learner, rows)
         if self.key(rows) in self.bad:
-            self.snapshots.append(self.snapshot(optimiser))
+            self.snapshots.append(self.snapshot(learner.optimiser))
             self.watch_next = True
             if self.kind == "gradient":
-                optimiser.param_groups[0]["params"][0].grad.view(-1)[0] = torch.inf
+                learner.optimiser.param_groups[0]["params"][0].grad.view(-1)[0] = torch.inf
                 return losses
             return Losses(math.nan if self.kind == "nan" else 50 * losses.token_nats, None)
         return losses
@@ -139,17 +140,17 @@ def test_the_stop_policy_ends_before_the_update_and_names_where_it_comes_from(la
 
 @pytest.mark.parametrize("policy", ["skip", "rewind"])
 def test_a_run_that_is_bad_again_and_again_stops_with_layer_and_tensor(policy, lab, monkeypatch):
-    honest, calls = loop._try_gradient, []
+    honest, calls = Learner.gradient, []
 
-    def poisoned(optimiser, functions, rows, choices):
+    def poisoned(learner, rows):
         calls.append(rows)
         if len(calls) == 4:
-            weight = functions.body.body.layers[1].mlp.up_proj.weight
+            weight = learner.model.model.layers[1].mlp.up_proj.weight
             with torch.no_grad():
                 weight[0, 0] = torch.nan
-        return honest(optimiser, functions, rows, choices) if policy == "skip" else Losses(math.nan, None)
+        return honest(learner, rows) if policy == "skip" else Losses(math.nan, None)
 
-    monkeypatch.setattr(loop, "_try_gradient", poisoned)
+    monkeypatch.setattr(Learner, "gradient", poisoned)
     where = r"weight model\.layers\.1\.mlp\.up_proj\.weight: 1 of 2048" if policy == "skip" else "Where it comes from"
     with pytest.raises(TrainingError, match=rf"{MOST_SETBACKS} setbacks in a row.*{where}"):
         lab.run("out", recipe={"on_bad_step": policy, "validations": 1})
@@ -157,14 +158,14 @@ def test_a_run_that_is_bad_again_and_again_stops_with_layer_and_tensor(policy, l
 
 
 def test_weights_that_went_bad_are_named_at_a_validation_too(lab, monkeypatch):
-    honest = loop._take_step
+    honest = Learner.step
 
-    def poisoned(optimiser, *others):
-        honest(optimiser, *others)
+    def poisoned(learner, norm):
+        honest(learner, norm)
         with torch.no_grad():
-            optimiser.param_groups[0]["params"][0].view(-1)[0] = torch.inf
+            learner.optimiser.param_groups[0]["params"][0].view(-1)[0] = torch.inf
 
-    monkeypatch.setattr(loop, "_take_step", poisoned)
+    monkeypatch.setattr(Learner, "step", poisoned)
     with pytest.raises(
         TrainingError, match=r"after step 1: the loss on document .* weight model\.embed_tokens\.weight: 1 of"
     ):
@@ -205,7 +206,7 @@ def test_setbacks_are_counted_by_steps_and_not_by_the_clock(minutes, lab, monkey
 
 
 def test_memory_that_runs_out_draws_no_dropout_twice(lab, monkeypatch):
-    honest = loop.accumulate_gradient
+    honest = learner.accumulate_gradient
 
     def out_of_memory(functions, rows, choices):
         losses = honest(functions, rows, choices)
@@ -213,10 +214,10 @@ def test_memory_that_runs_out_draws_no_dropout_twice(lab, monkeypatch):
             raise torch.OutOfMemoryError("out of memory")
         return losses
 
-    monkeypatch.setattr(loop, "accumulate_gradient", out_of_memory)
+    monkeypatch.setattr(learner, "accumulate_gradient", out_of_memory)
     start, recipe = lab.start("gpt2"), {"on_bad_step": "rewind", "dropout": 0.2, "micro_batch": 8}
     lab.run("whole", recipe=recipe, start=start)
-    take_step, calls = loop._take_step, []
+    take_step, calls = Learner.step, []
 
     def killed(*given):
         calls.append(1)
@@ -225,7 +226,7 @@ def test_memory_that_runs_out_draws_no_dropout_twice(lab, monkeypatch):
         take_step(*given)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "_take_step", killed)
+        patch.setattr(Learner, "step", killed)
         with pytest.raises(KeyboardInterrupt):
             lab.run("parts", recipe=recipe, start=start)
     lab.run("parts", recipe=recipe, start=start)

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from inheritune.data.batches import Position
 from inheritune.data.shards import Shards, prepare
 from inheritune.errors import RecipeError, Stopped, SurgeryError, TrainingError
-from inheritune.training import going_on, loop, stage
+from inheritune.training import going_on, learner, stage
+from inheritune.training.checkpoint import drop_after
 from inheritune.training.going_on import open_checkpoint, read_result
 from inheritune.training.settings import passes_with
 
@@ -87,13 +88,13 @@ def test_a_larger_budget_finishes_the_pass_then_brings_the_new_text(lab, text_fi
             [str(text_file)], folder, tokenizer=tokenizer, token_budget=budget, min_documents=60, may_grow=True
         )
 
-    seen, honest = [], loop.accumulate_gradient
+    seen, honest = [], learner.accumulate_gradient
 
     def spy(functions, rows, choices):
         seen.append(rows.cpu().numpy().copy())
         return honest(functions, rows, choices)
 
-    monkeypatch.setattr(loop, "accumulate_gradient", spy)
+    monkeypatch.setattr(learner, "accumulate_gradient", spy)
     small = shards(3000, "data").sequence("train")
     old = [small.document(index).copy() for index in range(small.num_documents)]
     lab.run("out", shards=Shards.open(lab.folder / "data"), tokens=3000, recipe=EVEN)
@@ -156,13 +157,13 @@ def test_fewer_tokens_are_refused_and_a_cosine_cannot_be_extended(lab):
 
 @pytest.mark.reliability("R6")
 def test_another_micro_batch_at_resume_sees_the_same_rows(lab, monkeypatch):
-    seen, honest = [], loop.accumulate_gradient
+    seen, honest = [], learner.accumulate_gradient
 
     def spy(functions, rows, choices):
         seen.append((tuple(rows.flatten().tolist()), choices.micro_batch))
         return honest(functions, rows, choices)
 
-    monkeypatch.setattr(loop, "accumulate_gradient", spy)
+    monkeypatch.setattr(learner, "accumulate_gradient", spy)
     lab.run("whole", recipe={"micro_batch": 8})
     rows = [key for key, _ in seen]
     seen.clear()
@@ -189,7 +190,7 @@ def test_a_finished_stage_keeps_the_checkpoint_from_before_its_cool_down_and_no_
 
 def test_an_extension_without_that_checkpoint_is_refused(lab):
     lab.run("out", recipe=EVEN)
-    loop.drop_after(lab.folder / "out" / "checkpoints", 0)
+    drop_after(lab.folder / "out" / "checkpoints", 0)
     with pytest.raises(RecipeError, match=r"checkpoint of step 9, from before the cool-down, is gone.*--fresh"):
         lab.run("out", recipe={**EVEN, "passes": 2})
     assert lab.run("out", recipe=EVEN).loop.steps == 12
@@ -292,7 +293,7 @@ def test_a_stage_that_goes_on_from_another_sees_the_added_text(killed_before_tra
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr(loop, "_take_step", killed)
+            patch.setattr(learner.Learner, "step", killed)
             with pytest.raises(KeyboardInterrupt):
                 lab.run(
                     "after", shards=Shards.open(lab.folder / "data"), tokens=3000, recipe=recipe, moments_from=trunk

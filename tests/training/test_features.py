@@ -12,7 +12,7 @@ from inheritune.errors import RecipeError, Stopped
 from inheritune.evaluation.statistics import token_mean
 from inheritune.evaluation.token_loss import score_documents
 from inheritune.surgery.folder import load_model
-from inheritune.training import loop
+from inheritune.training import learner
 
 OPTIONS = {
     "average": {"average_half_life": 1000},
@@ -96,13 +96,13 @@ def test_frozen_tensors_stay_bit_for_bit_and_have_no_moments(lab):
 
 def test_inherited_layers_move_less_and_grown_ones_at_full_rate(lab, monkeypatch):
     rates = []
-    honest = loop._take_step
+    honest = learner.Learner.step
 
-    def spy(optimiser, *others):
-        rates.append({group["lr_scale"]: group["lr"] for group in optimiser.param_groups})
-        honest(optimiser, *others)
+    def spy(self, norm):
+        rates.append({group["lr_scale"]: group["lr"] for group in self.optimiser.param_groups})
+        honest(self, norm)
 
-    monkeypatch.setattr(loop, "_take_step", spy)
+    monkeypatch.setattr(learner.Learner, "step", spy)
     lab.run("out", recipe=OPTIONS["layer-wise"], fresh_layers=[3])
     assert all(set(each) == {0.1, 1.0} for each in rates)
     assert all(each[0.1] == pytest.approx(0.1 * each[1.0]) for each in rates)
@@ -112,13 +112,13 @@ def test_inherited_layers_move_less_and_grown_ones_at_full_rate(lab, monkeypatch
 
 
 def test_beta2_comes_from_its_half_life(lab, monkeypatch):
-    betas, honest = set(), loop.build_optimiser
+    betas, honest = set(), learner.build_optimiser
 
     def spy(model, **settings):
         betas.add(settings["beta2"])
         return honest(model, **settings)
 
-    monkeypatch.setattr(loop, "build_optimiser", spy)
+    monkeypatch.setattr(learner, "build_optimiser", spy)
     lab.run("out", recipe=OPTIONS["half-life"])
     assert betas == {0.5 ** (lab.BATCH / 5000)}
 
@@ -158,8 +158,8 @@ def test_a_teacher_in_main_memory_teaches_as_one_on_the_device(precision, lab, m
     teacher = lab.start("llama", "teacher", num_hidden_layers=6)
     recipe = {"distill_weight": 0.5, "precision": precision}
     lab.run("resident", recipe=recipe, teacher=teacher)
-    honest = loop.choose
-    monkeypatch.setattr(loop, "choose", lambda **given: replace(honest(**given), teacher="offloaded"))
+    honest = learner.choose
+    monkeypatch.setattr(learner, "choose", lambda **given: replace(honest(**given), teacher="offloaded"))
     lab.run("offloaded", recipe=recipe, teacher=teacher)
     probes = {name: json.loads((lab.folder / name / "probe.json").read_text()) for name in ("resident", "offloaded")}
     assert [probes[name]["teacher"] for name in ("resident", "offloaded")] == ["device", "offloaded"]

@@ -196,16 +196,15 @@ def test_compiled_paths_have_loss_and_gradient_of_the_plain_model(family, build_
         assert_same(expected, ours(model, rows, fast), smallest=1e-4)  # OPT's biases of keys have none
 
 
-def test_what_a_process_compiled_before_does_not_leave_a_shape_uncompiled(build_model, monkeypatch):
+def test_what_a_process_compiled_before_does_not_leave_a_shape_uncompiled(build_model):
     """Uncompiled it would have other bits than in a process that was just resumed."""
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
-    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
-    fast = choices(compile=True)
-    with computing_as(fast):
-        for length in (65, 33):
-            losses, _ = ours(build_model("llama").train(), some_rows(length=length), fast)
-            assert losses == pytest.approx(math.log(260), abs=0.2)
-    assert torch._dynamo.config.recompile_limit == 1
+    fast, compiler = choices(compile=True), torch._dynamo.config
+    with compiler.patch(recompile_limit=1, fail_on_recompile_limit_hit=True):
+        with computing_as(fast):
+            for length in (65, 33):
+                losses, _ = ours(build_model("llama").train(), some_rows(length=length), fast)
+                assert losses == pytest.approx(math.log(260), abs=0.2)
+        assert compiler.recompile_limit == 1
 
 
 def test_activations_that_are_computed_again_change_no_bit(family, build_model):

@@ -21,7 +21,7 @@ class Counter:
 def test_the_measures_of_a_step(build_model, monkeypatch):
     monkeypatch.setattr(metering, "EnergyMeter", Counter)
     model = build_model("llama")
-    meter = Meter(model, CHOICES, 64)
+    meter = Meter(training_flops(model, 64), CHOICES)
     meter.skip()
     measures = meter.read(tokens=1000, seconds=0.5)
     assert measures["tokens_per_s"] == 2000
@@ -31,8 +31,18 @@ def test_the_measures_of_a_step(build_model, monkeypatch):
     assert measures["energy_j"] == 2.5
 
 
+def test_the_pace_is_the_median_of_the_steps_after_the_first(build_model):
+    meter = Meter(training_flops(build_model("llama"), 64), CHOICES)
+    meter.read(tokens=100, seconds=50.0)
+    assert meter.pace is None  # the first step compiles
+    for seconds in (1.0, 2.0, 4.0):
+        meter.read(tokens=100, seconds=seconds)
+    assert meter.pace == 50.0
+
+
 def test_without_a_peak_the_utilisation_is_unknown(build_model):
-    meter = Meter(build_model("llama"), Choices("cpu", "float32", False, 1, threads=1, deterministic=True), 64)
+    chosen = Choices("cpu", "float32", False, 1, threads=1, deterministic=True)
+    meter = Meter(training_flops(build_model("llama"), 64), chosen)
     assert meter.utilisation(1000.0) is None
 
 

@@ -7,7 +7,8 @@ import torch
 
 from inheritune.errors import Stopped
 from inheritune.machine.stop import StopRequest
-from inheritune.training import loop
+from inheritune.training import learner
+from inheritune.training.learner import Learner
 
 pytestmark = pytest.mark.reliability("R2")
 
@@ -26,18 +27,18 @@ class Recorder:
 
     def __init__(self, monkeypatch, stop=None, stop_at=None):
         self.states = []
-        self.honest = loop._try_gradient
+        self.honest = Learner.gradient
         self.stop, self.stop_at = stop, stop_at
-        monkeypatch.setattr(loop, "_try_gradient", self)
+        monkeypatch.setattr(Learner, "gradient", lambda learner, rows: self(learner, rows))
 
-    def __call__(self, optimiser, functions, rows, choices):
+    def __call__(self, learner, rows):
         state = []
-        for group in optimiser.param_groups:
+        for group in learner.optimiser.param_groups:
             for parameter in group["params"]:
-                moments = optimiser.state.get(parameter, {})
+                moments = learner.optimiser.state.get(parameter, {})
                 state += [parameter.detach().clone(), *(moments[name].clone() for name in sorted(moments))]
         self.states.append(state)
-        losses = self.honest(optimiser, functions, rows, choices)
+        losses = self.honest(learner, rows)
         if self.stop and len(self.states) == self.stop_at:
             self.stop.requested = True
         return losses
@@ -50,18 +51,18 @@ def equal(left, right):
 @pytest.mark.parametrize("place", [*PLACES, "asked for between two micro-batches"])
 def test_it_goes_on_from_the_very_tensors_and_ends_the_same(place, lab, monkeypatch):
     settings = {"tokens": STEPS_A_PASS * lab.BATCH + 1, "recipe": {"passes": PASSES, "micro_batch": 3}}
-    honest = loop._try_gradient
+    honest = Learner.gradient
     whole = Recorder(monkeypatch)
     lab.run("whole", **settings)
     assert len(whole.states) == PASSES * STEPS_A_PASS
     stop, steps = StopRequest(), PLACES.get(place, 5)
-    monkeypatch.setattr(loop, "_try_gradient", honest)
+    monkeypatch.setattr(Learner, "gradient", honest)
     if place == "before the first step":
         stop.requested = True
     elif place in PLACES:
         Recorder(monkeypatch, stop, steps)
     else:
-        accumulate, calls = loop.accumulate_gradient, []
+        accumulate, calls = learner.accumulate_gradient, []
 
         def interrupted(functions, rows, choices):
             calls.append(1)
@@ -73,7 +74,7 @@ def test_it_goes_on_from_the_very_tensors_and_ends_the_same(place, lab, monkeypa
 
             return accumulate(replace(functions, body=asked), rows, choices)
 
-        monkeypatch.setattr(loop, "accumulate_gradient", interrupted)
+        monkeypatch.setattr(learner, "accumulate_gradient", interrupted)
     with pytest.raises(Stopped):
         lab.run("parts", stop=stop, **settings)
     monkeypatch.undo()

@@ -4,7 +4,7 @@ import json
 import pytest
 from rich.console import Console
 
-from inheritune.training.sinks import MetricsLog, Terminal, status_line
+from inheritune.training.sinks import MetricsLog, StageLog, Terminal, status_line
 
 
 def lines(path):
@@ -36,6 +36,19 @@ def test_a_line_torn_by_a_kill_is_cut_off(tmp_path):
         file.write('{"stage": "round-1", "kin')
     write(path, "round-1", [2], resumed=2)
     assert [line["step"] for line in lines(path) if line["kind"] == "train"] == [1, 2, 3]
+
+
+def test_a_stage_that_goes_back_writes_its_lines_anew(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    log = StageLog(path, "s", step=0, looks={0, 2}, board=None, record_event=lambda kind, message: None)
+    for step in range(4):
+        log.write("validation", {"step": step})
+        log.write("train", {"step": step + 1})
+    log.go_back(2)
+    log.write("validation", {"step": 2})
+    log.close()
+    kept = [(line["kind"], line["step"]) for line in lines(path)]
+    assert kept == [("validation", 0), ("train", 1), ("validation", 1), ("train", 2), ("validation", 2)]
 
 
 def test_what_json_does_not_know_is_never_written(tmp_path):

@@ -20,7 +20,7 @@ from inheritune.data.shards import Shards
 from inheritune.data.tokenizer import train_tokenizer
 from inheritune.errors import DataError, RecipeError, Stopped, TrainingError
 from inheritune.surgery.folder import load_model
-from inheritune.training import loop, stage
+from inheritune.training import learner, stage
 from inheritune.training.checkpoint import find_checkpoint
 from inheritune.training.plan import plan_steps
 from inheritune.training.stage import train
@@ -113,7 +113,7 @@ def test_other_settings_are_refused_with_what_changed(save_reference, tiny_shard
 def test_out_of_memory_halves_the_micro_batch_and_loses_nothing(save_reference, tiny_shards, tmp_path, monkeypatch):
     start = save_reference("llama", tmp_path / "start")
     plain = run(start, tiny_shards, tmp_path / "plain")
-    honest = loop.accumulate_gradient
+    honest = learner.accumulate_gradient
 
     def too_big(functions, rows, choices):
         if choices.micro_batch > 2:
@@ -121,7 +121,7 @@ def test_out_of_memory_halves_the_micro_batch_and_loses_nothing(save_reference, 
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
         return honest(functions, rows, choices)
 
-    monkeypatch.setattr(loop, "accumulate_gradient", too_big)
+    monkeypatch.setattr(learner, "accumulate_gradient", too_big)
     events = []
     smaller = run(
         start, tiny_shards, tmp_path / "smaller", record_event=lambda kind, message: events.append((kind, message))
@@ -153,7 +153,7 @@ def test_at_one_sequence_activations_are_computed_again_where_that_is_allowed(
     asked, save_reference, tiny_shards, tmp_path, monkeypatch
 ):
     start = save_reference("llama", tmp_path / "start")
-    honest, events = loop.accumulate_gradient, []
+    honest, events = learner.accumulate_gradient, []
 
     def too_big(functions, rows, choices):
         if not choices.activation_checkpointing:
@@ -170,7 +170,7 @@ def test_at_one_sequence_activations_are_computed_again_where_that_is_allowed(
         )
 
     plain = run(start, tiny_shards, tmp_path / "plain", recipe={**PLAIN, "micro_batch": 1})
-    monkeypatch.setattr(loop, "accumulate_gradient", too_big)
+    monkeypatch.setattr(learner, "accumulate_gradient", too_big)
     if not asked:
         with pytest.raises(TrainingError, match="not enough memory for one sequence"):
             attempt()
@@ -187,7 +187,7 @@ def test_no_memory_for_one_sequence_says_what_to_lower(save_reference, tiny_shar
     def never(functions, rows, choices):
         raise torch.OutOfMemoryError("out of memory")
 
-    monkeypatch.setattr(loop, "accumulate_gradient", never)
+    monkeypatch.setattr(learner, "accumulate_gradient", never)
     with pytest.raises(TrainingError, match=r"not enough memory for one sequence of 32 tokens.*sequence_length"):
         run(save_reference("llama", tmp_path / "start"), tiny_shards, tmp_path / "out")
 
@@ -196,7 +196,7 @@ def test_an_error_that_is_not_about_memory_is_not_swallowed(save_reference, tiny
     def broken(functions, rows, choices):
         raise RuntimeError("shapes do not fit")
 
-    monkeypatch.setattr(loop, "accumulate_gradient", broken)
+    monkeypatch.setattr(learner, "accumulate_gradient", broken)
     with pytest.raises(RuntimeError, match="shapes do not fit"):
         run(save_reference("llama", tmp_path / "start"), tiny_shards, tmp_path / "out")
 
@@ -349,13 +349,13 @@ def test_several_passes_over_a_smaller_budget_see_its_tokens_again_and_no_others
     save_reference, tiny_shards, tmp_path, monkeypatch
 ):
     seen = []
-    honest = loop.accumulate_gradient
+    honest = learner.accumulate_gradient
 
     def spy(functions, rows, choices):
         seen.append(rows.clone())
         return honest(functions, rows, choices)
 
-    monkeypatch.setattr(loop, "accumulate_gradient", spy)
+    monkeypatch.setattr(learner, "accumulate_gradient", spy)
     start = save_reference("llama", tmp_path / "start")
     run(start, tiny_shards, tmp_path / "out", tokens=1025, recipe={**PLAIN, "passes": 3})
     budget = Shards.open(tiny_shards).sequence("train").first(1025)
@@ -389,7 +389,7 @@ def test_a_stage_begun_on_a_gpu_is_not_gone_on_with_elsewhere(save_reference, ti
         run(start, tiny_shards, tmp_path / "out", stop=lab.StopAt(3))
     probe = tmp_path / "out" / "probe.json"
     probe.write_text(json.dumps({**json.loads(probe.read_text()), "device": "cuda"}))
-    monkeypatch.setattr(loop, "best_device", lambda: "cpu")
+    monkeypatch.setattr(learner, "best_device", lambda: "cpu")
     with pytest.raises(TrainingError, match="begun on a GPU"):
         run(start, tiny_shards, tmp_path / "out")
 

@@ -1,9 +1,10 @@
-"""Where a stage writes what it measured: ``metrics.jsonl`` (the record) and the terminal."""
+"""Where a stage writes what it measured: ``metrics.jsonl`` (the record), TensorBoard beside it, and the terminal."""
 
 import json
 import os
 import sys
 import time
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, Protocol, TextIO, cast
 
@@ -13,6 +14,7 @@ from rich.text import Text
 
 from inheritune import runs
 from inheritune.machine.streams import Unfailing
+from inheritune.training.tensorboard import TensorBoard
 from inheritune.units import format_count, format_duration
 
 PLAIN_INTERVAL_S = 15.0
@@ -62,6 +64,62 @@ class MetricsLog:
         if not self._file.closed:
             with self._file:
                 self.sync()
+
+
+class StageLog:
+    """``metrics.jsonl``, and TensorBoard where it is wanted, from the step on that a stage stands at."""
+
+    def __init__(
+        self,
+        path: Path,
+        stage: str,
+        *,
+        step: int,
+        looks: Collection[int],
+        board: Path | None,
+        record_event: Callable[[str, str], None],
+    ) -> None:
+        """
+        Args:
+            path: the run's ``metrics.jsonl``.
+            stage: whose lines are written.
+            step: that the stage stands at; what it wrote beyond is dropped.
+            looks: steps whose validation line is written again after a resume there.
+            board: TensorBoard's folder; None for none.
+            record_event: called with (kind, message) where TensorBoard fails.
+        """
+        self._path, self._stage, self._looks, self._board_folder = path, stage, looks, board
+        self._record_event = record_event
+        self._open(step)
+
+    def _open(self, step: int) -> None:
+        self._metrics = MetricsLog(self._path, self._stage, resumed_step=step, looked_again=step in self._looks)
+        self._board = TensorBoard(self._board_folder, step, self._record_event) if self._board_folder else None
+
+    def write(self, kind: str, values: dict[str, Any]) -> None:
+        """One line.
+
+        Raises:
+            DiskError: no space for it.
+        """
+        self._metrics.write(kind, values)
+        if self._board:
+            self._board.write(kind, values)
+
+    def sync(self) -> None:
+        """Make the lines durable."""
+        self._metrics.sync()
+
+    def go_back(self, step: int) -> None:
+        """Drop what was written beyond an earlier step."""
+        self.close()
+        self._open(step)
+
+    def close(self) -> None:
+        """Make the lines durable, and end."""
+        self._metrics.close()
+        if self._board:
+            self._board.close()
 
 
 class Progress(Protocol):
