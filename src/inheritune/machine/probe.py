@@ -36,7 +36,7 @@ COMPILER_WARNINGS = (
 )
 """Said by torch's compiler about its own code while it compiles ours; nothing that a user could change."""
 
-MOST_COMPILED = 2**16
+MOST_COMPILED = 2**10
 """Ways to compile one function at most. Torch gives up at 8 and computes further shapes as they come: slower, in more
 memory, and in other bits than a resumed process, which counts from 0 again. A stage has few shapes."""
 

@@ -90,6 +90,8 @@ def prepare_loss(
 ) -> tuple[LossFunctions, Choices]:
     """Split the model once, compile its blocks where chosen; the path taken comes back in the choices.
 
+    What is compiled is for use inside ``computing_as``.
+
     The loss of a token is (1 - w) x its cross-entropy + w x T^2 x KL(teacher || child), both distributions taken from
     logits / T; T^2 keeps the gradient's size as T grows.
 

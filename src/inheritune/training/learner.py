@@ -3,7 +3,7 @@
 It gives gradients, takes steps, is saved, and is put back exactly. How it computes is chosen once a stage and recorded.
 """
 
-# M sequences of a step, T positions.
+# B sequences of the step, T positions.
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from inheritune import runs
 from inheritune.errors import TrainingError
-from inheritune.machine.flops import training_flops
+from inheritune.machine.flops import TokenFlops, training_flops
 from inheritune.machine.memory import forget_peak, is_out_of_memory
 from inheritune.machine.probe import Choices, best_device, choose, computing_as
 from inheritune.recipe import TrainRecipe
@@ -41,6 +41,7 @@ class Learner:
         self,
         model: nn.Module,
         choices: Choices,
+        flops: TokenFlops,
         *,
         plan: LoopPlan,
         recipe: TrainRecipe,
@@ -51,6 +52,7 @@ class Learner:
         Args:
             model: on the device it trains on, its frozen parameters marked.
             choices: how to compute; the paths of the loss are added, and all is recorded.
+            flops: of one token.
             plan: steps and sizes.
             recipe: how to train.
             probe: file that records the choices.
@@ -60,8 +62,7 @@ class Learner:
             RecipeError: teacher and model have different vocabularies, or a beta2 that small moments cannot follow.
             TrainingError: no memory for the average of the weights.
         """
-        self.model = model
-        self.flops = training_flops(model, plan.sequence_length)  # before anything is compiled
+        self.model, self.flops = model, flops
         self.plan, self._recipe, self._probe = plan, recipe, probe
         torch.manual_seed(plan.seed)
         self._functions, choices = prepare_loss(
@@ -93,7 +94,7 @@ class Learner:
         return checkpoint_bytes(self.model, with_average=bool(self.average), moments=self._recipe.moments)
 
     def gradient(self, rows: Tensor) -> Losses | None:
-        """Losses and fresh gradients of one step, rows int64 (M, T + 1) on the device; None where memory ran out."""
+        """Losses and fresh gradients of one step, rows int64 (B, T + 1) on the device; None where memory ran out."""
         random = [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if rows.is_cuda else [])]
         try:
             self.optimiser.zero_grad(set_to_none=True)
@@ -179,7 +180,7 @@ class Learner:
         """Put everything that a checkpoint holds back in its place, bit for bit.
 
         Raises:
-            TrainingError: it is another model's.
+            TrainingError: it cannot be read, or is another model's.
         """
         state = load_checkpoint(checkpoint, self.model, self.optimiser)
         if self.average:
@@ -209,7 +210,7 @@ def learning(
         teacher: the reference, where it teaches.
 
     Raises:
-        RecipeError: see ``Learner``, and a pattern of parameters to freeze that none matches.
+        RecipeError: see ``Learner``; dropout, freezing or checkpointing of activations that this model cannot have.
         TrainingError: model or reference do not fit, or the stage was begun on a GPU that is not here.
     """
     choices = _choices(model, plan, recipe, probe, record_event)
@@ -226,10 +227,10 @@ def learning(
         with placing(f"{plan.label}: the reference that teaches", teacher):
             choices = place_teacher(teacher, model, choices, recipe)
     with computing_as(choices), torch.random.fork_rng([device] if device.type == "cuda" else []):
-        learner = Learner(model, choices, plan=plan, recipe=recipe, probe=probe, teacher=teacher)
-        if not learner.flops.is_counted:
+        flops = training_flops(model, plan.sequence_length)  # before anything is compiled
+        if not flops.is_counted:
             record_event("note", "the model's FLOPs could not be counted: 6 per parameter of a matrix are assumed")
-        yield learner
+        yield Learner(model, choices, flops, plan=plan, recipe=recipe, probe=probe, teacher=teacher)
 
 
 def _choices(

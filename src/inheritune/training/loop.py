@@ -143,14 +143,14 @@ def run_loop(
 
             why = trouble(losses.token_nats, grad_norm, state.recent_nats)
             if why:
-                anchor = _folder(checkpoints, state.anchor)
-                _refuse_more(why, model, rows, state, plan, recipe, may_rewind=rewinds and verifies(anchor))
+                back = _folder(checkpoints, state.anchor)
+                _refuse_more(why, model, rows, state, plan, recipe, may_rewind=rewinds and verifies(back))
                 where = f"step {state.step}, pass {state.position.pass_index}, row {state.position.row}"
                 event = f"{plan.label}, {where}: {why}"
                 if rewinds:
                     record_event("bad step", f"{event}; back to step {state.anchor}, on with the text after it")
                     drop_after(checkpoints, state.anchor)
-                    state = _gone_back(learner.load(anchor), state, position, plan)
+                    state = _gone_back(learner.load(back), state, position, plan)
                     log.go_back(state.step)
                     continue
                 record_event("bad step", f"{event}; its update is left out")
@@ -248,12 +248,12 @@ def _first_state(
     return replace(state, num_steps=plan.num_steps, anchor=anchor)
 
 
-def _gone_back(anchor: State, bad: State, position: Position, plan: LoopPlan) -> State:
+def _gone_back(saved: State, bad: State, position: Position, plan: LoopPlan) -> State:
     """The state of the checkpoint gone back to, with what the bad step has taught: where the text goes on, and that
     everything since was paid for."""
     steps_lost = bad.step + 1 - bad.anchor
     return replace(
-        anchor,
+        saved,
         position=position,
         setbacks=bad.setbacks + 1,
         anchor=bad.anchor,

@@ -11,7 +11,7 @@ from inheritune.machine.memory import peak_memory_bytes
 from inheritune.machine.probe import Choices
 
 PACE_STEPS = 25
-"""Steps whose median speed is the pace that a user sees."""
+"""Steps whose median time is the pace that a user sees."""
 
 
 class Meter:
@@ -25,7 +25,7 @@ class Meter:
             choices: device, precision, and the machine's peak.
         """
         self._flops = flops
-        self._speeds: deque[float] = deque(maxlen=PACE_STEPS)
+        self._seconds_per_token: deque[float] = deque(maxlen=PACE_STEPS)
         self._has_begun = False
         self._peak = choices.peak_gflops * 1e9 if choices.peak_gflops else None
         self._device = torch.device(choices.device)
@@ -38,7 +38,7 @@ class Meter:
     @property
     def pace(self) -> float | None:
         """Tokens per second of the latest steps; None until the second one, since the first compiles."""
-        return median(self._speeds) if self._speeds else None
+        return 1 / median(self._seconds_per_token) if self._seconds_per_token else None
 
     def utilisation(self, tokens_per_s: float) -> float | None:
         """Model FLOPs per second as a share of the machine's own peak; None where no peak was measured."""
@@ -53,7 +53,7 @@ class Meter:
         """
         tokens_per_s = tokens / seconds
         if self._has_begun:
-            self._speeds.append(tokens_per_s)
+            self._seconds_per_token.append(seconds / tokens)
         self._has_begun = True
         return {
             "tokens_per_s": tokens_per_s,
