@@ -77,6 +77,19 @@ def test_the_model_keeps_its_mode(build_model):
     assert model.training
 
 
+def test_freed_memory_is_given_back_before_and_after_even_where_it_was_stopped(build_model, monkeypatch):
+    told = []
+    monkeypatch.setattr(token_loss, "give_back_freed_memory", lambda: told.append("given back"))
+
+    def stop():
+        told.append("scores")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        score_documents(build_model("llama"), documents([5]), sequence_length=8, check_stop=stop)
+    assert told == ["given back", "scores", "given back"]
+
+
 def test_weights_that_are_not_finite_are_an_error_and_not_a_score(build_model):
     model = build_model("llama")
     model.get_output_embeddings().weight.data[3] = float("nan")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from inheritune.errors import EvaluationError
 from inheritune.evaluation.damage import said_of_damage
+from inheritune.machine.allocator import give_back_freed_memory
 from inheritune.machine.head import SplitModel, split_head
 from inheritune.machine.memory import is_out_of_memory
 
@@ -104,6 +105,7 @@ def score_documents(
             finite.
     """
     windows = cut_windows(documents, sequence_length)
+    give_back_freed_memory()  # of training, say: what is kept of it would not be used, and the peak be higher
     device = next(model.parameters()).device
     sums = np.zeros((len(documents), 2))
     was_training = model.training
@@ -138,6 +140,7 @@ def score_documents(
                 sums[:, 1] += np.bincount(owner, minlength=len(documents))
     finally:
         model.train(was_training)
+        give_back_freed_memory()
     if not np.isfinite(sums).all():
         bad = int(np.flatnonzero(~np.isfinite(sums[:, 0]))[0])
         raise EvaluationError(f"the loss on document {bad} is not finite. {said_of_damage(model)}")
