@@ -8,6 +8,7 @@ import pytest
 import zstandard
 
 from inheritune.data import encoding
+from inheritune.data import tokenizer as tokenizer_module
 from inheritune.data.shards import Shards, check_vocabulary, prepare, training_texts
 from inheritune.data.split import side, text_key
 from inheritune.data.tokenizer import TextTokenizer, open_tokenizer, train_tokenizer
@@ -43,9 +44,10 @@ def decoded(shards, split):
     return [opened.decode(documents.document(index)[1:].tolist()) for index in range(documents.num_documents)]
 
 
-def test_two_preparations_give_the_same_bytes_whatever_the_batches(tmp_path, corpus, tokenizer, monkeypatch):
+def test_two_preparations_give_the_same_bytes_whatever_the_batches_and_pieces(tmp_path, corpus, tokenizer, monkeypatch):
     first = prepare(corpus, tmp_path / "one", tokenizer=tokenizer, **SMALL)
     monkeypatch.setattr(encoding, "BATCH_DOCUMENTS", 7)
+    monkeypatch.setattr(tokenizer_module, "PIECE_CHARACTERS", 50)
     second = prepare(corpus, tmp_path / "two", tokenizer=tokenizer, **SMALL)
     assert contents(first.folder) == contents(second.folder)
     assert first.sha256 == second.sha256

@@ -4,7 +4,7 @@ from unittest.mock import patch
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, processors
+from tokenizers import Tokenizer, normalizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from inheritune.data import tokenizer as tokenizer_module
@@ -58,6 +58,43 @@ def test_texts_that_are_encoded_some_at_a_time_have_the_same_tokens(tokenizer, t
     with patch.object(tokenizer_module, "CALL_CHARACTERS", characters):
         each = [ids.tolist() for ids in opened.encode_each(texts)]
     assert each == [ids.tolist() for ids in opened.encode_batch(texts)]
+
+
+LONG_TEXTS = st.lists(
+    st.sampled_from([" ", "  ", "\n", "\r\n", "\t", "the", "layer", " naïve", "漢字", "'s", "7", "123456", "🙂", "."]),
+    max_size=200,
+).map("".join)
+
+
+@given(text=LONG_TEXTS, characters=st.integers(2, 60))
+def test_the_pieces_of_a_text_have_its_tokens(tokenizer, text, characters):
+    opened = open_tokenizer(tokenizer)
+    with patch.object(tokenizer_module, "PIECE_CHARACTERS", characters):
+        pieces = list(opened.pieces(text))
+    assert "".join(pieces) == text
+    assert all(len(piece) <= characters for piece in pieces[:-1])
+    tokens = [each for ids in opened.encode_batch(pieces) for each in ids.tolist()]
+    assert tokens == opened.encode_batch([text])[0].tolist()
+
+
+def test_a_long_text_is_cut_and_a_short_one_is_not(tokenizer):
+    opened = open_tokenizer(tokenizer)
+    text = "the layer keeps what it learned\n" * 50_000
+    lengths = [len(piece) for piece in opened.pieces(text)]
+    assert len(lengths) > 6
+    assert all(length > 0.99 * tokenizer_module.PIECE_CHARACTERS for length in lengths[:-1])
+    assert list(opened.pieces(text[:1000])) == [text[:1000]]
+    assert list(opened.pieces("")) == [""]
+
+
+def test_a_text_that_no_place_divides_stays_whole(tokenizer, tmp_path):
+    unbroken = "x" * (2 * tokenizer_module.PIECE_CHARACTERS)
+    assert list(open_tokenizer(tokenizer).pieces(unbroken)) == [unbroken]
+    backend = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
+    backend.normalizer = normalizers.Prepend("x")  # as SentencePiece begins each text with a space
+    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|endoftext|>").save_pretrained(tmp_path)
+    text = "the layer keeps what it learned\n" * 20_000
+    assert list(open_tokenizer(tmp_path).pieces(text)) == [text]
 
 
 def test_the_same_texts_give_the_same_tokenizer_bytes(tmp_path, texts):

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -32,6 +33,17 @@ TOKENIZER_THREADS = "TOKENIZERS_PARALLELISM"
 """The ``tokenizers`` library looks at it in each call."""
 
 
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A text, or some of a long one."""
+
+    index: int
+    """Of the document, in reading order."""
+    text: str
+    document_bytes: int | None
+    """UTF-8 bytes of the whole text, with its first piece; None with the later ones."""
+
+
 class Encoded(AbstractContextManager["Encoded"]):
     """A temporary file of documents' tokens in the order they came, end-of-text first."""
 
@@ -50,10 +62,15 @@ class Encoded(AbstractContextManager["Encoded"]):
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
-    def add(self, index: int, ids: npt.NDArray[np.integer], num_bytes: int) -> None:
-        """Append a document."""
+    def begin(self, index: int, end_of_text_id: int, num_bytes: int) -> None:
+        """Append a document without its text."""
+        self.starts[index], self.lengths[index], self.byte_lengths[index] = self._num_tokens, 0, num_bytes
+        self.add(index, np.array([end_of_text_id]))
+
+    def add(self, index: int, ids: npt.NDArray[np.integer]) -> None:
+        """Append tokens of the document that was begun last."""
         self._file.write(ids.astype(self.dtype).tobytes())  # tofile is silent of a disk that is full
-        self.starts[index], self.lengths[index], self.byte_lengths[index] = self._num_tokens, len(ids), num_bytes
+        self.lengths[index] += len(ids)
         self._num_tokens += len(ids)
 
     def tokens(self) -> npt.NDArray[np.integer]:
@@ -88,7 +105,7 @@ def encode_documents(
     """Read the sources again and add the wanted documents to ``encoded``.
 
     Each core has a call of the tokenizer of its own, outside of Python's lock; while batches are encoded, the next ones
-    are read and those before them written.
+    are read and those before them written. A long text is encoded in pieces (``TextTokenizer.pieces``).
 
     Args:
         survey: of these sources.
@@ -107,37 +124,39 @@ def encode_documents(
     is_wanted, is_cut = (np.zeros(len(survey.keys), dtype=np.bool_) for _ in range(2))
     is_wanted[wanted] = is_wanted[cut] = is_cut[cut] = True
     texts: dict[int, str] = {}
-    end_of_text = np.array([tokenizer.end_of_text_id])
 
-    def batches() -> Iterator[list[tuple[int, str]]]:
-        batch: list[tuple[int, str]] = []
+    def batches() -> Iterator[list[Piece]]:
+        batch: list[Piece] = []
         held = 0
         for index, document in read_again(survey, sources, is_wanted, text_field=text_field, check_stop=check_stop):
-            text = document.text
+            text, num_bytes = document.text, int(survey.num_bytes[index])
             if is_cut[index]:
                 text = texts[index] = cut_text(text, cut_bytes)
-            batch.append((index, text))
-            held += len(text)
-            if held >= BATCH_BYTES or len(batch) >= BATCH_DOCUMENTS:
-                yield batch
-                batch, held = [], 0
+                num_bytes = len(text.encode())
+            for number, piece in enumerate(tokenizer.pieces(text)):
+                batch.append(Piece(index, piece, None if number else num_bytes))
+                held += len(piece)
+                if held >= BATCH_BYTES or len(batch) >= BATCH_DOCUMENTS:
+                    yield batch
+                    batch, held = [], 0
         if batch:
             yield batch
 
-    waiting: deque[tuple[list[tuple[int, str]], Future[list[npt.NDArray[np.uint32]]]]] = deque()
+    waiting: deque[tuple[list[Piece], Future[list[npt.NDArray[np.uint32]]]]] = deque()
 
     def write_first() -> None:
         batch, ids = waiting.popleft()
-        for (index, text), ids_T in zip(batch, ids.result(), strict=True):
-            num_bytes = len(text.encode()) if is_cut[index] else int(survey.num_bytes[index])
-            encoded.add(index, np.concatenate([end_of_text, ids_T]), num_bytes)
+        for piece, ids_T in zip(batch, ids.result(), strict=True):
+            if piece.document_bytes is not None:
+                encoded.begin(piece.index, tokenizer.end_of_text_id, piece.document_bytes)
+            encoded.add(piece.index, ids_T)
 
     workers = min(MOST_CALLS, _num_cores())
     with _one_thread_a_call(), ThreadPoolExecutor(max_workers=workers) as calls:
         for batch in batches():
             if check_stop:
                 check_stop()
-            waiting.append((batch, calls.submit(tokenizer.encode_batch, [text for _, text in batch])))
+            waiting.append((batch, calls.submit(tokenizer.encode_batch, [piece.text for piece in batch])))
             if len(waiting) == WAITING * workers:
                 write_first()
         while waiting:

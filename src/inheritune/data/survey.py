@@ -24,7 +24,7 @@ class Survey:
 
     keys: npt.NDArray[np.uint64]
     num_bytes: npt.NDArray[np.int64]
-    domain_ids: npt.NDArray[np.int64]
+    domain_ids: npt.NDArray[np.int32]
     domain_names: tuple[str, ...]
     kept: npt.NDArray[np.bool_]
     """Not empty, and the first of its text."""
@@ -67,7 +67,7 @@ def look_over(
     Raises:
         DataError: no text at all, too few documents, or a source that cannot be read.
     """
-    keys, sizes, domains = array("Q"), array("q"), array("q")
+    keys, sizes, domains = array("Q"), array("q"), array("i")
     names: dict[str, int] = {}
     sample: list[tuple[int, str]] = []
     empty = bytearray()
@@ -85,7 +85,7 @@ def look_over(
             sample.append((key, text[:SAMPLE_CHARACTERS]))
             if len(sample) >= 2 * SAMPLE_DOCUMENTS:
                 sample = sorted(set(sample))[:SAMPLE_DOCUMENTS]
-    all_keys = np.array(keys, dtype=np.uint64)
+    all_keys = np.frombuffer(keys, dtype=np.uint64)
     is_text = np.frombuffer(empty, dtype=np.uint8) == 0
     if not is_text.any():
         raise DataError(
@@ -93,12 +93,11 @@ def look_over(
             "data.text_field."
         )
     kept = np.zeros(len(all_keys), dtype=np.bool_)
-    candidates = np.flatnonzero(is_text)
-    kept[candidates[np.unique(all_keys[candidates], return_index=True)[1]]] = True
+    kept[_first_of_each(all_keys, is_text)] = True
     return Survey(
         keys=all_keys,
-        num_bytes=np.array(sizes, dtype=np.int64),
-        domain_ids=np.array(domains, dtype=np.int64),
+        num_bytes=np.frombuffer(sizes, dtype=np.int64),
+        domain_ids=np.frombuffer(domains, dtype=np.int32),
         domain_names=tuple(names),
         kept=kept,
         num_empty=int((~is_text).sum()),
@@ -106,6 +105,15 @@ def look_over(
         threshold=choose_threshold(units(all_keys[kept]), validation, min_documents),
         sample=tuple(text for _, text in sorted(set(sample))[:SAMPLE_DOCUMENTS]),
     )
+
+
+def _first_of_each(keys: npt.NDArray[np.uint64], is_text: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    """Indices of the first text of each key, in no order."""
+    by_key = np.argsort(keys, kind="stable")
+    by_key = by_key[is_text[by_key]]
+    is_first = np.ones(len(by_key), dtype=np.bool_)
+    is_first[1:] = keys[by_key[1:]] != keys[by_key[:-1]]
+    return by_key[is_first]
 
 
 def read_again(

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,6 +19,18 @@ from inheritune.errors import DataError
 END_OF_TEXT = "<|endoftext|>"
 CALL_CHARACTERS = 2**20
 """Of one call of the tokenizer on all threads."""
+
+PIECE_CHARACTERS = 2**18
+"""Of one piece of a long text, at most, where it can be cut."""
+
+CUT_CONTEXT = 256
+"""Characters on either side by which a cut is tried."""
+
+MOST_CUTS_TRIED = 16
+"""Of one piece. A tokenizer that begins each text in its own way (SentencePiece's space in front) agrees to none."""
+
+_CUT = re.compile(r"(?<=\n)(?=\S)|(?<=\S)(?= \S)")
+"""After a line break, or before a single space: where most tokenizers begin a word."""
 
 MIN_VOCABULARY = 257
 """256 bytes and end-of-text."""
@@ -73,6 +86,30 @@ class TextTokenizer:
                 batch, held = [], 0
         yield from self.encode_batch(batch)
 
+    def pieces(self, text: str) -> Iterator[str]:
+        """A text in pieces whose tokens, one piece after the other, are the text's; a short text is one piece.
+
+        A call takes some hundred times the memory of its text, and a book or a log can be one text. A piece ends
+        where the tokens of the characters around are those of the two sides: exact, as long as what decides a token
+        is less than ``CUT_CONTEXT`` away. Where no place of a piece agrees, the rest stays whole.
+        """
+        begin = 0
+        while len(text) - begin > PIECE_CHARACTERS:
+            last = begin + PIECE_CHARACTERS
+            places = _last_places(text, last - PIECE_CHARACTERS // 64, last) or _last_places(text, begin + 1, last)
+            end = next((place for place in places if self._cuts_at(text, place)), None)
+            if end is None:
+                break
+            yield text[begin:end]
+            begin = end
+        yield text[begin:]
+
+    def _cuts_at(self, text: str, place: int) -> bool:
+        """Whether no token around a place reaches across it."""
+        left, right = text[max(0, place - CUT_CONTEXT) : place], text[place : place + CUT_CONTEXT]
+        both, *sides = self.encode_batch([left + right, left, right])
+        return np.array_equal(both, np.concatenate(sides))
+
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Token ids of a text, and the characters [begin, end) that each token spells."""
         encoding = self.backend.encode(text, add_special_tokens=False)
@@ -81,6 +118,11 @@ class TextTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, special tokens written out."""
         return str(self.backend.decode([int(each) for each in ids], skip_special_tokens=False))
+
+
+def _last_places(text: str, begin: int, end: int) -> list[int]:
+    """Where a text might be cut between two of its characters, the last place first."""
+    return [each.start() for each in _CUT.finditer(text, begin, end)][: -MOST_CUTS_TRIED - 1 : -1]
 
 
 def open_tokenizer(folder: str | Path) -> TextTokenizer:
