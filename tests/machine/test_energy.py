@@ -95,6 +95,12 @@ def test_a_gpu_without_a_counter_is_unknown(nvml):
     assert EnergyMeter("cuda").joules() is None
 
 
+def test_a_gpu_that_torch_knows_no_name_of_is_unknown(nvml, monkeypatch):
+    nvml(1000)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda: SimpleNamespace())
+    assert gpu_counters() == []
+
+
 def test_without_the_package_a_gpu_is_unknown(monkeypatch):
     monkeypatch.setitem(sys.modules, "pynvml", None)
     assert EnergyMeter("cuda").joules() is None

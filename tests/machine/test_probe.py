@@ -23,11 +23,21 @@ def test_bfloat16_is_taken_only_where_it_is_faster(gain, precision, monkeypatch)
 
 def test_where_the_precision_is_given_only_its_peak_is_measured(monkeypatch):
     probed = []
-    monkeypatch.setattr(probe, "matmul_gflops", lambda dtype, device, shape: probed.append((dtype, shape)) or 50.0)
+
+    def gflops(dtype, device, shape):
+        probed.append((dtype, shape))
+        return 50.0 + len(probed)
+
+    monkeypatch.setattr(probe, "matmul_gflops", gflops)
     chosen = choose(**{**SMALL, "precision": "float32"})
-    side = probe.PEAK_SIZE[chosen.device]
-    assert (chosen.precision, chosen.peak_gflops) == ("float32", 50.0)
-    assert probed == [(torch.float32, (side, side, side))]  # the peak, which every run is measured by
+    shapes = probe.PEAK_SHAPES[chosen.device]
+    assert (chosen.precision, chosen.peak_gflops) == ("float32", 50.0 + len(shapes))
+    assert probed == [(torch.float32, shape) for shape in shapes]  # the peak, which every run is measured by
+
+
+def test_the_peak_is_the_same_whatever_the_model(monkeypatch):
+    monkeypatch.setattr(probe, "matmul_gflops", lambda dtype, device, shape: 900.0 if 16 in shape else 50.0)
+    assert choose(**SMALL).peak_gflops == 50.0
 
 
 def test_cublas_is_told_its_workspace_by_whoever_asks_for_a_gpu_first(monkeypatch):

@@ -18,8 +18,9 @@ BFLOAT16_GAIN = 1.2
 MICRO_BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
 """Tokens of one micro-batch to start from; an out-of-memory error halves it."""
 
-PEAK_SIZE = {"cpu": 1024, "cuda": 8192}
-"""Side of the square matrices whose product shows the peak."""
+PEAK_SHAPES = {"cpu": ((1024, 1024, 1024), (4096, 256, 1024)), "cuda": ((8192, 8192, 8192),)}
+"""(m, k, n) of products of which the fastest shows the peak: the same for every model, so that shares of it compare.
+With AMX the second is more than twice as fast as the first."""
 
 COMPILE_FROM_FLOPS = {"cpu": 3e13, "cuda": 1e16}
 """Automatic compilation starts here: below, compiling costs more than it saves (about 200 s on two cores). For a GPU it
@@ -68,7 +69,7 @@ class Choices:
     matmul_gflops: dict[str, float] | None = None
     """What the probe measured, in GFLOP/s per precision; None where precision was given."""
     peak_gflops: float | None = None
-    """The best matrix product seen here in the precision chosen: what utilisation is a share of."""
+    """Of the fastest product of ``PEAK_SHAPES`` in the precision chosen: what utilisation is a share of."""
     device_name: str | None = None
     """Of the GPU."""
     notes: tuple[str, ...] = ()
@@ -130,9 +131,8 @@ def matmul_gflops(dtype: torch.dtype, device: str, shape: tuple[int, int, int], 
 
 
 def matmul_peak_gflops(dtype: torch.dtype, device: str) -> float:
-    """The machine's own peak: the speed of a square product large enough to reach it."""
-    size = PEAK_SIZE[device]
-    return matmul_gflops(dtype, device, (size, size, size))
+    """The machine's own peak: the fastest of some products large enough to reach it."""
+    return max(matmul_gflops(dtype, device, shape) for shape in PEAK_SHAPES[device])
 
 
 def choose(
@@ -188,7 +188,7 @@ def choose(
         attention="blocks" if wanted and precision == "bfloat16" else "model",
         activation_checkpointing=activation_checkpointing,
         matmul_gflops=measured,
-        peak_gflops=round(max(peak, (measured or {}).get(precision, 0.0)), 1),
+        peak_gflops=round(peak, 1),
         device_name=torch.cuda.get_device_name() if device == "cuda" else None,
         notes=tuple(notes),
     )
