@@ -69,9 +69,12 @@ def test_three_steps_then_save_reload_and_resume_are_exact(family, save_referenc
 
 @pytest.mark.parametrize("compile", [False, True])
 def test_stopped_again_and_again_equals_one_uninterrupted_run(compile, save_reference, tiny_shards, tmp_path, lab):
-    start = save_reference("llama", tmp_path / "start")
+    start = save_reference("llama", tmp_path / "start", head_dim=16)  # a GPU attends by blocks from this size on
     recipe = {**PLAIN, "compile": compile, "precision": "bfloat16", "passes": 2, "micro_batch": 2}
     whole = run(start, tiny_shards, tmp_path / "whole", recipe=recipe)
+    assert json.loads((tmp_path / "whole" / "probe.json").read_text())["attention"] == (
+        "blocks" if compile else "model"
+    )
     for count in (0, 2, 5, 4, 7):  # before the first step, inside a pass, in the cool-down
         with pytest.raises(Stopped):
             run(start, tiny_shards, tmp_path / "parts", recipe=recipe, stop=lab.StopAt(count))

@@ -2,6 +2,7 @@ import sys
 from types import ModuleType
 
 import pytest
+from tensorboard.backend.event_processing import event_accumulator
 
 from inheritune.training.tensorboard import TensorBoard
 
@@ -92,10 +93,21 @@ def test_a_run_is_bitwise_the_same_with_a_board_that_works_or_fails(fails_at, wr
         assert {"train/loss_nats", "train/utilisation", "validation/loss_nats"} <= names
 
 
-def test_the_real_package_writes_a_file_where_it_is_installed(events, tmp_path):
-    pytest.importorskip("tensorboard")
+def test_the_real_package_writes_what_tensorboard_reads(events, tmp_path):
     board = open_board(tmp_path, events)
+    for step in (1, 2):
+        board.write("train", {"step": step, "loss_nats": 3.0 - step})
+    board.close()
+    open_board(tmp_path, events, resumed_step=1).close()  # the second step is taken back
+    assert not events
+    reader = event_accumulator.EventAccumulator(str(tmp_path)).Reload()
+    assert [(each.step, each.value) for each in reader.Scalars("train/loss_nats")] == [(1, 2.0)]
+
+
+def test_a_real_writer_whose_folder_is_taken_ends_the_sink_alone(events, tmp_path):
+    taken = tmp_path / "taken"
+    taken.write_text("a file")
+    board = open_board(taken, events)
     board.write("train", {"step": 1, "loss_nats": 1.0})
     board.close()
-    assert not events
-    assert list(tmp_path.glob("events.out.tfevents.*"))
+    assert [kind for kind, _ in events] == ["tensorboard"]
