@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from commit import commit_here, short
+
 from inheritune.runs import machine_facts
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -161,7 +163,7 @@ def state_of(row: str, tests: list[Outcome]) -> str:
     return "passed, all"
 
 
-def table(found: list[Outcome], facts: dict[str, Any], *, commit: str, date: str, short: bool) -> str:
+def table(found: list[Outcome], facts: dict[str, Any], *, commit: str, date: str, is_short: bool) -> str:
     """The page."""
     machine = facts["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
@@ -172,7 +174,7 @@ def table(found: list[Outcome], facts: dict[str, Any], *, commit: str, date: str
         "",
         f"    python benchmarks/reliability.py{' --short' if short else ''}",
         "",
-        f"{date}, commit {commit}, {'short' if short else 'long'} form. {machine['processor']}, {machine['cores']} "
+        f"{date}, commit {commit}, {'short' if is_short else 'long'} form. {machine['processor']}, {machine['cores']} "
         f"cores, {machine['system'].partition('-')[0]}; {versions}. This page is made by the command above, whole.",
         "",
         "| | what is tested | it passes when | state | tests | seconds |",
@@ -197,16 +199,6 @@ def table(found: list[Outcome], facts: dict[str, Any], *, commit: str, date: str
     return "\n".join(lines) + "\n"
 
 
-def commit_here() -> str:
-    """The commit that is checked out, and whether it is what was run."""
-
-    def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
-
-    changed = " with changes" if git("status", "--porcelain", "--", "src", "tests") else ""
-    return (git("rev-parse", "--short=12", "HEAD") or "unknown") + changed
-
-
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--short", action="store_true", help="the form that runs with every pytest")
@@ -216,7 +208,7 @@ def main() -> None:
     code, found = run_tests(short=given.short)
     if not found:
         sys.exit(f"pytest ended with {code} and without a record of any test; {given.docs} stays as it is")
-    given.docs.write_text(table(found, facts, commit=commit, date=date, short=given.short), encoding="utf-8")
+    given.docs.write_text(table(found, facts, commit=short(commit), date=date, is_short=given.short), encoding="utf-8")
     record = {
         "date": date,
         "commit": commit,

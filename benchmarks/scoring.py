@@ -12,7 +12,6 @@ best. Writes ``benchmarks/results/scoring-DATE.json``.
 import argparse
 import json
 import statistics
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from commit import commit_here
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from inheritune.evaluation.agreement import agreement
@@ -97,7 +97,7 @@ def main() -> None:
     model = GPT2LMHeadModel(GPT2Config()).eval()
     tokenizer = AutoTokenizer.from_pretrained(given.tokenizer)
     date = datetime.now(UTC).date().isoformat()
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=HERE, capture_output=True, text=True).stdout.strip()
+    commit = commit_here()
     path = given.out or HERE / "results" / f"scoring-{date}.json"
     result: dict[str, Any] = {"commit": commit, "date": date, **machine_facts(), "sets": {}}
     with tempfile.TemporaryDirectory() as name:

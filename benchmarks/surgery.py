@@ -23,6 +23,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from commit import commit_here
+
 HERE = Path(__file__).resolve().parent
 SHAPE = {"hidden_size": 3200, "intermediate_size": 8640, "num_attention_heads": 32, "vocab_size": 32_000}
 TINY = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "vocab_size": 320}
@@ -265,7 +267,7 @@ def main() -> None:
         "(inherit - start-up) / (cp + sync), at most 2": (medians["inherit"]["seconds"] - start) / cp,
         "(inherit --no-verify - start-up) / (cp + sync)": (medians["inherit --no-verify"]["seconds"] - start) / cp,
     }
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=HERE, capture_output=True, text=True).stdout.strip()
+    commit = commit_here()
     result = {
         "commit": commit,
         "date": datetime.now(UTC).date().isoformat(),

@@ -23,9 +23,12 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from commit import commit_here
 from speed.shapes import SHAPES, Shape, sweep_of
 
 HERE = Path(__file__).resolve().parent
@@ -36,7 +39,9 @@ def worker(given: argparse.Namespace) -> None:
     """One contender in this process, or the matrix products; prints JSON on the last line."""
     import torch
     from speed.contenders import CONTENDERS, prepare_text
-    from speed.matrices import own_time, peak_gflops
+    from speed.matrices import own_time
+
+    from inheritune.machine.probe import best_device, matmul_peak_gflops
 
     shape = Shape(**json.loads(given.worker[1]))
     if given.worker[0] == "prepare":
@@ -54,7 +59,10 @@ def worker(given: argparse.Namespace) -> None:
         dtypes = {"bfloat16": torch.bfloat16}
         if not torch.cuda.is_available():  # where float32 would take minutes, and nobody trains in it
             dtypes["float32"] = torch.float32
-        result = {name: {**own_time(shape, dtype), "peak_gflops": peak_gflops(dtype)} for name, dtype in dtypes.items()}
+        result = {
+            name: {**own_time(shape, dtype), "peak_gflops": matmul_peak_gflops(dtype, best_device())}
+            for name, dtype in dtypes.items()
+        }
     else:
         result = CONTENDERS[given.worker[0]](shape, given.steps, prepare_text(given.folder))
     print(json.dumps(result))
@@ -166,12 +174,15 @@ def main() -> None:
         return
     if not (given.shape or given.sweep or given.profile or given.growth):
         parser.error("name a --shape, a --sweep, a --profile, a --growth or a file to --render")
+    from speed.contenders import NEEDS
+
     from inheritune.runs import machine_facts
 
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=HERE, capture_output=True, text=True).stdout.strip()
+    commit = commit_here()
     date = datetime.now(UTC).date().isoformat()
     path = given.out or HERE / "results" / f"throughput-{date}.json"
     result: dict[str, Any] = {"commit": commit, "date": date, **machine_facts(), "shapes": {}, "sweeps": {}}
+    result["versions"] |= {each: version(each) for needed in NEEDS.values() for each in needed if find_spec(each)}
     if path.exists() and (before := json.loads(path.read_text()))["commit"] == commit:
         result = before
     with tempfile.TemporaryDirectory() as name:

@@ -16,7 +16,7 @@ BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 def speed(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     yield
-    for name in [name for name in sys.modules if name.split(".")[0] == "speed"]:
+    for name in [name for name in sys.modules if name.split(".")[0] in ("speed", "commit")]:
         del sys.modules[name]
 
 
@@ -45,17 +45,32 @@ def test_what_runs_by_name_alone_is_there_by_that_name():
 
 
 def contender(speed, **more):
-    figures = {"flops_per_s": 2e11, "share_of_own_time": 0.7, "utilisation": 0.5, "peak_memory_bytes": 1e9}
+    figures = {"flops_per_s": 2e11, "share_of_own_time": 0.7, "peak_memory_bytes": 1e9, "precision": "bfloat16"}
     return {"tokens_per_s": speed, "compile_s": 40.0, **figures, **more}
+
+
+def own_products(*dtypes):
+    return {dtype: {"seconds": {"head": 0.5}, "sum_s": 0.5, "peak_gflops": 400.0} for dtype in dtypes}
+
+
+def test_a_shape_that_ours_did_not_train_in_one_precision_has_its_table_too():
+    from speed.render import own_time, side_by_side
+
+    told = contender(1000.0, choices={"peak_gflops": 800.0, "device_name": "A GPU"})
+    rounds = [{"matrices": own_products("bfloat16"), "contenders": {"ours, for 24 GB": told}}]
+    shape = {"commit": "1234567890 with changes", "rounds": rounds, "not_installed": {}}
+    table = side_by_side("llama", shape)
+    assert "| ours, for 24 GB | 1,000 |  | 200 | 70% | 25% |" in table  # of the probe's 800, more than the 400 beside
+    assert "1 round at commit 1234567 with changes." in table
+    assert "| products | bfloat16, ms |\n|---|---|\n| head | 500 |\n| all of them | 500 |" in own_time(shape)
 
 
 def test_a_page_is_made_from_a_result_file_alone(tmp_path):
     from speed.render import render
 
-    own = {"seconds": {"head": 0.5}, "sum_s": 0.5, "peak_gflops": 400.0}
     rounds = [
         {
-            "matrices": {"bfloat16": own, "float32": own},
+            "matrices": own_products("bfloat16", "float32"),
             "contenders": {
                 "ours": contender(3000.0 + turn),
                 "Trainer, defaults": contender(1000.0),
@@ -84,6 +99,8 @@ def test_a_page_is_made_from_a_result_file_alone(tmp_path):
     assert "old" not in text
     assert "| ours | 3,001 | 1.00 |" in text
     assert "| Trainer, defaults | 1,000 | 3.00 |" in text
+    assert "3 rounds at commit 1234567; ours from 3,000 to 3,002 tokens/s" in text
+    assert "; over the best peer of each round 3.00, 3.00, 3.00." in text
     assert "| litgpt | failed: no reason |" in text
     assert "| matrix products | 80 | 80 | 80% | 80% |" in text
     assert "| llama | 6 | first process, nothing cached | 4.0 |" in text

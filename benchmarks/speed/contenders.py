@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from inheritune.machine.allocator import keep_freed_memory
 from inheritune.machine.memory import peak_memory_bytes
 from inheritune.machine.probe import best_device
 from speed.shapes import Shape
@@ -84,7 +85,6 @@ def ours(shape: Shape, steps: int, shards: Path, recipe: dict[str, Any]) -> dict
     A GPU's models are saved without checkpoints: 20 GB each, written between no two steps that are timed.
     """
     import inheritune
-    from inheritune.machine.allocator import keep_freed_memory
 
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as name:
@@ -144,21 +144,25 @@ def train_loop(step: Callable[[Tensor], float], rows: Tensor, shape: Shape, prec
 
 
 def plain(shape: Shape, steps: int, shards: Path, *, bfloat16: bool, compiled: bool) -> dict[str, Any]:
-    """A simple loop: the Hugging Face model compiled whole, autocast, fused AdamW; the loss is outside of it."""
+    """A simple loop: the Hugging Face model and its loss compiled as one, autocast, fused AdamW."""
     device = best_device()
     model = build(shape).to(device).train()
     optimiser = torch.optim.AdamW(
         model.parameters(), lr=LEARNING_RATE, betas=BETAS, weight_decay=WEIGHT_DECAY, fused=True
     )
-    forward = torch.compile(model) if compiled else model
+
+    def mean_loss(rows_MT: Tensor) -> Tensor:
+        logits_MTV = model(input_ids=rows_MT[:, :-1], use_cache=False).logits
+        return F.cross_entropy(logits_MTV.float().flatten(0, 1), rows_MT[:, 1:].flatten())
+
+    loss_of = torch.compile(mean_loss) if compiled else mean_loss
 
     def step(rows_BT: Tensor) -> float:
         optimiser.zero_grad(set_to_none=True)
         total = torch.zeros((), device=device)
         for rows_MT in rows_BT.split(shape.micro_batch):
             with torch.autocast(device, dtype=torch.bfloat16) if bfloat16 else nullcontext():
-                logits_MTV = forward(input_ids=rows_MT[:, :-1], use_cache=False).logits
-                loss = F.cross_entropy(logits_MTV.float().flatten(0, 1), rows_MT[:, 1:].flatten())
+                loss = loss_of(rows_MT)
             (loss / shape.micro_batches).backward()
             total += loss.detach() / shape.micro_batches
         torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
@@ -168,10 +172,12 @@ def plain(shape: Shape, steps: int, shards: Path, *, bfloat16: bool, compiled: b
     return train_loop(step, some_rows(shards, shape, steps), shape, "bfloat16" if bfloat16 else "float32")
 
 
-def trainer(shape: Shape, steps: int, shards: Path, **flags: Any) -> dict[str, Any]:
-    """``transformers.Trainer`` with some flags."""
+def trainer(shape: Shape, steps: int, shards: Path, *, memory_kept: bool = False, **flags: Any) -> dict[str, Any]:
+    """``transformers.Trainer`` with some flags, with the allocator as it is or set as our command line sets it."""
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
+    if memory_kept:
+        keep_freed_memory()
     rows = some_rows(shards, shape, steps)[:, :-1]  # the Trainer's models shift the labels themselves
     ends: list[float] = []
 
@@ -205,7 +211,8 @@ def trainer(shape: Shape, steps: int, shards: Path, **flags: Any) -> dict[str, A
 
 
 def litgpt(shape: Shape, steps: int, shards: Path, *, precision: str, compiled: bool) -> dict[str, Any]:
-    """litgpt's model under Fabric, as its ``pretrain`` puts them together."""
+    """litgpt's model under Fabric, as its ``pretrain`` puts them together, but for fused AdamW and a loss over all
+    logits at once, where ``pretrain`` takes them 128 positions at a time."""
     import lightning
     from litgpt.config import Config
     from litgpt.model import GPT
@@ -263,6 +270,7 @@ CONTENDERS: dict[str, Callable[[Shape, int, Path], dict[str, Any]]] = {
     "plain loop, bfloat16, compiled": lambda *given: plain(*given, bfloat16=True, compiled=True),
     "Trainer, defaults": lambda *given: trainer(*given),
     "Trainer, best flags": lambda *given: trainer(*given, **BEST_FLAGS),
+    "Trainer, best flags, freed memory kept": lambda *given: trainer(*given, memory_kept=True, **BEST_FLAGS),
     "litgpt, bf16-mixed, compiled": lambda *given: litgpt(*given, precision="bf16-mixed", compiled=True),
     "litgpt, bf16-true, compiled": lambda *given: litgpt(*given, precision="bf16-true", compiled=True),
 }

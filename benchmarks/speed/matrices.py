@@ -30,7 +30,7 @@ def seconds_of(product: Callable[[], Tensor]) -> float:
 
 
 def own_time(shape: Shape, dtype: torch.dtype) -> dict[str, Any]:
-    """Seconds of all matrix products of one step, forward and backward, by kind; and the machine's peak.
+    """Seconds of all matrix products of one step, forward and backward, by kind.
 
     Attention's six products are timed over the whole square and counted half, since half of it is masked.
     """
@@ -65,14 +65,3 @@ def own_time(shape: Shape, dtype: torch.dtype) -> dict[str, Any]:
         shape.micro_batches * shape.depth * 0.5 * (2 * to_square + 2 * to_side + 2 * turned)
     )
     return {"dtype": str(dtype).removeprefix("torch."), "seconds": seconds, "sum_s": sum(seconds.values())}
-
-
-def peak_gflops(dtype: torch.dtype) -> float:
-    """The best of a few large square products."""
-    device = best_device()
-    best = 0.0
-    for size in (8192,) if device == "cuda" else (1024, 2048, 3072):
-        a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-        into = torch.empty_like(a)
-        best = max(best, 2 * size**3 / seconds_of(lambda a=a, b=b, c=into: torch.mm(a, b, out=c)) / 1e9)
-    return best

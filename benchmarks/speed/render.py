@@ -2,27 +2,45 @@
 
 import json
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-FIGURES = ("tokens_per_s", "flops_per_s", "share_of_own_time", "utilisation", "peak_memory_bytes")
+from commit import short
+
+FIGURES = ("tokens_per_s", "flops_per_s", "share_of_own_time", "peak_memory_bytes")
 COLOURS = ("#0b5394", "#38761d", "#b45f06", "#741b47")
 
 
 def medians(shape: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """Contender to the medians over rounds; ``ratio`` is ours over it, round by round, then the median."""
+    """Contender to the medians over rounds.
+
+    ``ratio`` is ours over it, round by round, then the median, where ours ran beside it; ``utilisation`` is a share of
+    the fastest product of its precision that anyone timed in the round, ours before it trains included.
+    """
     rounds = [each["contenders"] for each in shape["rounds"]]
-    found = {}
+    found: dict[str, dict[str, float]] = {}
     for name in rounds[0]:
         if any("failed" in each[name] for each in rounds):
             continue
         found[name] = {figure: statistics.median(each[name][figure] for each in rounds) for figure in FIGURES}
         found[name]["compile_s"] = rounds[0][name]["compile_s"]
         found[name]["warm_s"] = statistics.median(each[name]["compile_s"] for each in rounds[1:] or rounds)
-        found[name]["ratio"] = statistics.median(
-            each["ours"]["tokens_per_s"] / each[name]["tokens_per_s"] for each in rounds
+        found[name]["utilisation"] = statistics.median(
+            each["contenders"][name]["flops_per_s"] / fastest_product(each, each["contenders"][name]["precision"])
+            for each in shape["rounds"]
         )
+        if all("tokens_per_s" in each.get("ours", {}) for each in rounds):
+            ratios = [each["ours"]["tokens_per_s"] / each[name]["tokens_per_s"] for each in rounds]
+            found[name]["ratio"] = statistics.median(ratios)
     return found
+
+
+def fastest_product(turn: dict[str, Any], precision: str) -> float:
+    """FLOP/s of the fastest matrix product of a precision that was timed in one round."""
+    probes = [each for each in turn["contenders"].values() if each.get("precision") == precision]
+    seen = [each["choices"]["peak_gflops"] for each in probes if "choices" in each]
+    return 1e9 * max([turn["matrices"][precision]["peak_gflops"], *seen])
 
 
 def side_by_side(name: str, shape: dict[str, Any]) -> str:
@@ -31,12 +49,13 @@ def side_by_side(name: str, shape: dict[str, Any]) -> str:
         f"### `{name}`",
         "",
         "| | tokens/s | ours / it | GFLOP/s | own matrix time / step | of the peak | peak memory, GB "
-        "| first step more, s | same, code cached, s |",
+        "| compiling, s | from cached code, s |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for contender, each in medians(shape).items():
+        ratio = f"{each['ratio']:.2f}" if "ratio" in each else ""
         lines.append(
-            f"| {contender} | {each['tokens_per_s']:,.0f} | {each['ratio']:.2f} | {each['flops_per_s'] / 1e9:,.0f} "
+            f"| {contender} | {each['tokens_per_s']:,.0f} | {ratio} | {each['flops_per_s'] / 1e9:,.0f} "
             f"| {each['share_of_own_time']:.0%} | {each['utilisation']:.0%} | {each['peak_memory_bytes'] / 1e9:.2f} "
             f"| {each['compile_s']:.1f} | {each['warm_s']:.1f} |"
         )
@@ -45,27 +64,41 @@ def side_by_side(name: str, shape: dict[str, Any]) -> str:
             lines.append(f"| {contender} | failed: {each['failed']} | | | | | | | |")
     for contender, package in shape["not_installed"].items():
         lines.append(f"| {contender} | {package} was not installed | | | | | | | |")
-    speeds = [each["contenders"]["ours"].get("tokens_per_s", 0.0) for each in shape["rounds"]]
-    commit = shape["commit"][:7]
-    lines += [
-        "",
-        f"{len(speeds)} rounds at commit {commit}; ours from {min(speeds):,.0f} to {max(speeds):,.0f} tokens/s.",
-        "",
-    ]
+    count = len(shape["rounds"])
+    lines += ["", f"{count} round{'s' if count > 1 else ''} at commit {short(shape['commit'])}{spread(shape)}.", ""]
     return "\n".join(lines)
+
+
+def spread(shape: dict[str, Any]) -> str:
+    """Slowest and fastest round of ours, and ours over the best peer in each."""
+    rounds = [each["contenders"] for each in shape["rounds"]]
+    speeds = [each["ours"]["tokens_per_s"] for each in rounds if "tokens_per_s" in each.get("ours", {})]
+    if len(speeds) < 2 or len(speeds) < len(rounds):
+        return ""
+    ratios = []
+    for ours, each in zip(speeds, rounds, strict=True):
+        peers = [told["tokens_per_s"] for name, told in each.items() if name[:4] != "ours" and "tokens_per_s" in told]
+        ratios += [f"{ours / max(peers):.2f}"] if peers else []
+    best = f"; over the best peer of each round {', '.join(ratios)}" if ratios else ""
+    return f"; ours from {min(speeds):,.0f} to {max(speeds):,.0f} tokens/s{best}"
 
 
 def own_time(shape: dict[str, Any]) -> str:
     """What the step's matrix products take alone, by kind."""
     matrices = [each["matrices"] for each in shape["rounds"]]
-    lines = ["| products | bfloat16, ms | float32, ms |", "|---|---|---|"]
-    for kind in matrices[0]["bfloat16"]["seconds"]:
-        both = [
-            statistics.median(each[dtype]["seconds"][kind] for each in matrices) for dtype in ("bfloat16", "float32")
-        ]
-        lines.append(f"| {kind} | {1e3 * both[0]:.0f} | {1e3 * both[1]:.0f} |")
-    peaks = [statistics.median(each[dtype]["peak_gflops"] for each in matrices) for dtype in ("bfloat16", "float32")]
-    return "\n".join([*lines, f"| best square product, GFLOP/s | {peaks[0]:.0f} | {peaks[1]:.0f} |", ""])
+    dtypes = list(matrices[0])
+    lines = [f"| products | {' | '.join(f'{dtype}, ms' for dtype in dtypes)} |", f"|---|{'---|' * len(dtypes)}"]
+
+    def row(name: str, of: Callable[[dict[str, Any]], float]) -> str:
+        """One quantity in each precision."""
+        values = [statistics.median(of(each[dtype]) for each in matrices) for dtype in dtypes]
+        return f"| {name} | {' | '.join(f'{value:,.0f}' for value in values)} |"
+
+    lines += [
+        row(kind, lambda each, kind=kind: 1e3 * each["seconds"][kind]) for kind in matrices[0][dtypes[0]]["seconds"]
+    ]
+    lines += [row("all of them", lambda each: 1e3 * each["sum_s"])]
+    return "\n".join([*lines, row("fastest product, GFLOP/s", lambda each: each["peak_gflops"]), ""])
 
 
 def where(profiles: list[dict[str, Any]]) -> str:
@@ -136,6 +169,13 @@ def figure(result: dict[str, Any], path: Path) -> None:
     pyplot.close(canvas)
 
 
+def graphics(result: dict[str, Any]) -> list[str]:
+    """Names of the GPUs that ours trained on."""
+    turns = [each["contenders"] for shape in result["shapes"].values() for each in shape["rounds"]]
+    names = {told["choices"].get("device_name") for each in turns for told in each.values() if "choices" in told}
+    return sorted(names - {None})
+
+
 def render(source: Path, docs: Path, place: str | None = None) -> None:
     """Put the tables of a result file between the marks of ``performance.md``, and draw ``throughput.svg``.
 
@@ -156,11 +196,11 @@ def render(source: Path, docs: Path, place: str | None = None) -> None:
     command = "python benchmarks/throughput.py"
     origin = (
         f"Made by `{command} --render benchmarks/results/{source.name}`: {result['date']}, "
-        f"{result['machine']['processor']}, {result['machine']['cores']} cores, "
+        f"{' and '.join([*graphics(result), result['machine']['processor']])}, {result['machine']['cores']} cores, "
         f"torch {result['versions']['torch']}, transformers {result['versions']['transformers']}.\n"
     )
     tables = [side_by_side(name, shape) for name, shape in result["shapes"].items()]
-    commits = {part: f", commit {commit[:7]}" for part, commit in result.get("commits_of", {}).items()}
+    commits = {part: f", commit {short(commit)}" for part, commit in result.get("commits_of", {}).items()}
     own = [f"`{name}`:\n\n{own_time(shape)}" for name, shape in result["shapes"].items()]
     sweeps = [
         f"`{name}`{commits.get('sweeps', '')}, one run a point:\n\n{growth(sweep)}"
@@ -173,10 +213,11 @@ def render(source: Path, docs: Path, place: str | None = None) -> None:
     for name, (first, fresh) in result.get("growth", {}).items():
         for told, process in ((first, "first process, nothing cached"), (fresh, "a new process, code cached")):
             rounds += [
-                f"| {name} | {depth} | {process} | {more:.1f} |" for depth, more in told["first_step_more_s"].items()
+                f"| {name} | {depth} | {process} | {max(0.0, more):.1f} |"
+                for depth, more in told["first_step_more_s"].items()
             ]
     if rounds:
-        rounds = ["| shape | depth | where | first step more, s |", "|---|---|---|---|", *rounds, ""]
+        rounds = ["| shape | depth | where | compiling, s |", "|---|---|---|---|", *rounds, ""]
     parts = {
         "side-by-side": [origin, *tables] if tables else [],
         "own-time": own,
