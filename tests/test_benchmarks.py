@@ -74,6 +74,7 @@ def test_a_page_is_made_from_a_result_file_alone(tmp_path):
             "contenders": {
                 "ours": contender(3000.0 + turn),
                 "Trainer, defaults": contender(1000.0),
+                "Trainer, freed memory kept": contender(1500.0),
                 "litgpt": {"failed": "no reason"},
             },
         }
@@ -100,7 +101,10 @@ def test_a_page_is_made_from_a_result_file_alone(tmp_path):
     assert "| ours | 3,001 | 1.00 |" in text
     assert "| Trainer, defaults | 1,000 | 3.00 |" in text
     assert "3 rounds at commit 1234567; ours from 3,000 to 3,002 tokens/s" in text
-    assert "; over the best peer of each round 3.00, 3.00, 3.00." in text
+    assert (
+        "; over the best peer of each round 3.00, 3.00, 3.00; over the best one with our allocator setting of" in text
+    )
+    assert "of each round 2.00, 2.00, 2.00." in text
     assert "| litgpt | failed: no reason |" in text
     assert "| matrix products | 80 | 80 | 80% | 80% |" in text
     assert "| llama | 6 | first process, nothing cached | 4.0 |" in text

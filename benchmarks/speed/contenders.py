@@ -143,8 +143,12 @@ def train_loop(step: Callable[[Tensor], float], rows: Tensor, shape: Shape, prec
     return told(precision, seconds[1:], seconds[0], losses, peak_memory_bytes(torch.device(device)))
 
 
-def plain(shape: Shape, steps: int, shards: Path, *, bfloat16: bool, compiled: bool) -> dict[str, Any]:
+def plain(
+    shape: Shape, steps: int, shards: Path, *, bfloat16: bool, compiled: bool, memory_kept: bool = False
+) -> dict[str, Any]:
     """A simple loop: the Hugging Face model and its loss compiled as one, autocast, fused AdamW."""
+    if memory_kept:
+        keep_freed_memory()
     device = best_device()
     model = build(shape).to(device).train()
     optimiser = torch.optim.AdamW(
@@ -268,6 +272,9 @@ CONTENDERS: dict[str, Callable[[Shape, int, Path], dict[str, Any]]] = {
     ),
     "ours, for 48 GB": lambda *given: ours(*given, {"micro_batch": 2}),
     "plain loop, bfloat16, compiled": lambda *given: plain(*given, bfloat16=True, compiled=True),
+    "plain loop, bfloat16, compiled, freed memory kept": lambda *given: plain(
+        *given, bfloat16=True, compiled=True, memory_kept=True
+    ),
     "Trainer, defaults": lambda *given: trainer(*given),
     "Trainer, best flags": lambda *given: trainer(*given, **BEST_FLAGS),
     "Trainer, best flags, freed memory kept": lambda *given: trainer(*given, memory_kept=True, **BEST_FLAGS),

@@ -9,6 +9,9 @@ from typing import Any
 from commit import short
 
 FIGURES = ("tokens_per_s", "flops_per_s", "share_of_own_time", "peak_memory_bytes")
+BORROWS = "freed memory kept"
+"""In the name of a peer that is given a setting of ours, which its users do not have."""
+
 COLOURS = ("#0b5394", "#38761d", "#b45f06", "#741b47")
 
 
@@ -75,12 +78,19 @@ def spread(shape: dict[str, Any]) -> str:
     speeds = [each["ours"]["tokens_per_s"] for each in rounds if "tokens_per_s" in each.get("ours", {})]
     if len(speeds) < 2 or len(speeds) < len(rounds):
         return ""
-    ratios = []
-    for ours, each in zip(speeds, rounds, strict=True):
-        peers = [told["tokens_per_s"] for name, told in each.items() if name[:4] != "ours" and "tokens_per_s" in told]
-        ratios += [f"{ours / max(peers):.2f}"] if peers else []
-    best = f"; over the best peer of each round {', '.join(ratios)}" if ratios else ""
-    return f"; ours from {min(speeds):,.0f} to {max(speeds):,.0f} tokens/s{best}"
+    said = f"; ours from {min(speeds):,.0f} to {max(speeds):,.0f} tokens/s"
+    for whom, count_borrowed in (("the best peer", False), ("the best one with our allocator setting", True)):
+        ratios = []
+        for ours, each in zip(speeds, rounds, strict=True):
+            peers = [
+                told["tokens_per_s"]
+                for name, told in each.items()
+                if not name.startswith("ours") and "tokens_per_s" in told and (count_borrowed or BORROWS not in name)
+            ]
+            ratios += [f"{ours / max(peers):.2f}"] if peers else []
+        if ratios and (not count_borrowed or any(BORROWS in name for name in rounds[0])):
+            said += f"; over {whom} of each round {', '.join(ratios)}"
+    return said
 
 
 def own_time(shape: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch._inductor.utils import run_fw_bw_and_get_code
 
 from inheritune.errors import RecipeError
+from inheritune.machine import probe
 from inheritune.machine.probe import Choices, autocast, computing_as
 from inheritune.training import gradient
 from inheritune.training.gradient import (
@@ -205,6 +206,32 @@ def test_what_a_process_compiled_before_does_not_leave_a_shape_uncompiled(build_
                 losses, _ = ours(build_model("llama").train(), some_rows(length=length), fast)
                 assert losses == pytest.approx(math.log(260), abs=0.2)
         assert compiler.recompile_limit == 1
+
+
+def test_compiled_layers_keep_little_and_it_changes_no_bit(build_model, monkeypatch):
+    rows, fast = some_rows(length=97), choices(compile=True, attention="blocks", precision="bfloat16")
+    results = []
+    for recomputes in (frozenset(), probe.RECOMPUTES):
+        monkeypatch.setattr(probe, "RECOMPUTES", recomputes)
+        torch.compiler.reset()  # what is compiled is reused, however it was partitioned
+        model, kept = build_model("llama", hidden_size=64).train(), {}
+        set_dropout(model, 0.0)
+
+        def keep(tensor, kept=kept):
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with computing_as(fast):
+            functions, chosen = prepare_loss(model, fast, 260, sequence_length=96)
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+                losses = accumulate_gradient(functions, rows, chosen)
+        weights = sum(each.nbytes for each in model.parameters())
+        results.append((losses, {name: p.grad for name, p in model.named_parameters()}, sum(kept.values()) - weights))
+    (expected, gradients, many), (losses, again, few) = results
+    assert losses == expected
+    assert again.keys() == gradients.keys()
+    assert all(torch.equal(again[name], gradients[name]) for name in gradients)
+    assert few < 0.8 * many
 
 
 def test_activations_that_are_computed_again_change_no_bit(family, build_model):

@@ -42,6 +42,12 @@ MOST_COMPILED = 2**10
 memory, and in other bits than a resumed process, which counts from 0 again. A stage has few shapes."""
 
 
+RECOMPUTES = frozenset({"cpu"})
+"""Where a compiled layer keeps for the backward pass nothing that elementwise work gives again (products and sums over
+rows are kept): a third less activations, at no cost that could be measured (docs/performance.md). On a GPU: not
+measured."""
+
+
 @dataclass(frozen=True)
 class Choices:
     """How a stage computes. Fields are recorded in ``probe.json`` and never chosen twice for one stage."""
@@ -204,10 +210,8 @@ def computing_as(choices: Choices) -> Iterator[None]:
     torch.set_num_threads(choices.threads)
     torch.use_deterministic_algorithms(choices.deterministic)
     settings.fill_uninitialized_memory = False  # fills for a search after faults, and costs
-    compiler: Any = torch._dynamo.config if choices.compile else None
-    limits = {"recompile_limit": MOST_COMPILED, "accumulated_recompile_limit": MOST_COMPILED}
     try:
-        with warnings.catch_warnings(), compiler.patch(limits) if compiler else nullcontext():
+        with warnings.catch_warnings(), compiling_as(choices) if choices.compile else nullcontext():
             for message in COMPILER_WARNINGS:
                 warnings.filterwarnings("ignore", message)
             yield
@@ -215,6 +219,18 @@ def computing_as(choices: Choices) -> Iterator[None]:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
         settings.fill_uninitialized_memory = fills
+
+
+@contextmanager
+def compiling_as(choices: Choices) -> Iterator[None]:
+    """Hold torch's compiler to what a stage needs inside the block: every shape compiled, and little kept."""
+    from torch._dynamo import config as dynamo  # here, since torch's compiler takes long to import
+    from torch._functorch import config as functorch
+
+    limits = {"recompile_limit": MOST_COMPILED, "accumulated_recompile_limit": MOST_COMPILED}
+    recomputes = choices.device in RECOMPUTES
+    with dynamo.patch(limits), functorch.patch(aggressive_recomputation=recomputes):
+        yield
 
 
 def autocast(choices: Choices) -> torch.autocast:
