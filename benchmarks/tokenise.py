@@ -32,7 +32,7 @@ from commit import commit_here
 
 HERE = Path(__file__).resolve().parent
 PROCESSES = 2
-LONG_TEXTS = 16
+LONG_TEXTS = 24
 """To which the whole is joined."""
 
 BATCH_TEXTS = 64
