@@ -28,7 +28,8 @@ def medians(shape: dict[str, Any]) -> dict[str, dict[str, float]]:
             continue
         found[name] = {figure: statistics.median(each[name][figure] for each in rounds) for figure in FIGURES}
         found[name]["compile_s"] = rounds[0][name]["compile_s"]
-        found[name]["warm_s"] = statistics.median(each[name]["compile_s"] for each in rounds[1:] or rounds)
+        if len(rounds) > 1:
+            found[name]["warm_s"] = statistics.median(each[name]["compile_s"] for each in rounds[1:])
         found[name]["utilisation"] = statistics.median(
             each["contenders"][name]["flops_per_s"] / fastest_product(each, each["contenders"][name]["precision"])
             for each in shape["rounds"]
@@ -57,10 +58,11 @@ def side_by_side(name: str, shape: dict[str, Any]) -> str:
     ]
     for contender, each in medians(shape).items():
         ratio = f"{each['ratio']:.2f}" if "ratio" in each else ""
+        warm = f"{each['warm_s']:.1f}" if "warm_s" in each else ""
         lines.append(
             f"| {contender} | {each['tokens_per_s']:,.0f} | {ratio} | {each['flops_per_s'] / 1e9:,.0f} "
             f"| {each['share_of_own_time']:.0%} | {each['utilisation']:.0%} | {each['peak_memory_bytes'] / 1e9:.2f} "
-            f"| {each['compile_s']:.1f} | {each['warm_s']:.1f} |"
+            f"| {each['compile_s']:.1f} | {warm} |"
         )
     for contender, each in shape["rounds"][0]["contenders"].items():
         if "failed" in each:
