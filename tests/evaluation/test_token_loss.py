@@ -1,5 +1,7 @@
 """Law 4: each document alone, end-of-text in front, disjoint windows, float32, token-weighted."""
 
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
 import torch
@@ -79,15 +81,24 @@ def test_the_model_keeps_its_mode(build_model):
 
 def test_freed_memory_is_given_back_before_and_after_even_where_it_was_stopped(build_model, monkeypatch):
     told = []
-    monkeypatch.setattr(token_loss, "give_back_freed_memory", lambda: told.append("given back"))
+
+    @contextmanager
+    def given_back():
+        told.append("before")
+        try:
+            yield
+        finally:
+            told.append("after")
 
     def stop():
         told.append("scores")
         raise KeyboardInterrupt
 
+    monkeypatch.setattr(token_loss, "freed_memory_given_back", given_back)
+
     with pytest.raises(KeyboardInterrupt):
         score_documents(build_model("llama"), documents([5]), sequence_length=8, check_stop=stop)
-    assert told == ["given back", "scores", "given back"]
+    assert told == ["before", "scores", "after"]
 
 
 def test_weights_that_are_not_finite_are_an_error_and_not_a_score(build_model):

@@ -76,6 +76,22 @@ def test_in_bfloat16_the_softmax_is_still_float32():
     assert_close(rough.float(), exact, 2**-6)
 
 
+def test_keys_that_were_widened_are_narrowed_once_and_kept_once():
+    """As rotary positions widen them; autocast would narrow what each block reads, and the backward pass keep it."""
+    query, key, value = (torch.randn(1, 2, LONG, 16, generator=torch.Generator().manual_seed(i)) for i in range(3))
+    kept = {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autocast("cpu", torch.bfloat16), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        got = causal_attention(query.requires_grad_(), key.requires_grad_(), value.bfloat16().requires_grad_(), 0.25)
+    assert torch.equal(got, causal_attention(query.bfloat16(), key.bfloat16(), value.bfloat16(), 0.25))
+    of_keys = [each.untyped_storage().nbytes() for each in kept.values() if 16 in each.shape[-2:]]
+    assert sum(of_keys) == 3 * query.numel() * 2  # query, key and value, each in bfloat16
+
+
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("deterministic", [False, True])
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from inheritune.errors import EvaluationError
 from inheritune.evaluation.damage import said_of_damage
-from inheritune.machine.allocator import give_back_freed_memory
+from inheritune.machine.allocator import freed_memory_given_back
 from inheritune.machine.head import SplitModel, split_head
 from inheritune.machine.memory import is_out_of_memory
 
@@ -105,13 +105,12 @@ def score_documents(
             finite.
     """
     windows = cut_windows(documents, sequence_length)
-    give_back_freed_memory()  # of training, say: what is kept of it would not be used, and the peak be higher
     device = next(model.parameters()).device
     sums = np.zeros((len(documents), 2))
     was_training = model.training
     model.eval()
     try:
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        with freed_memory_given_back(), torch.no_grad(), torch.compiler.set_stance("force_eager"):
             split = split_head(model)
             if split is None:  # all logits of a batch are made at once
                 rows = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
@@ -140,7 +139,6 @@ def score_documents(
                 sums[:, 1] += np.bincount(owner, minlength=len(documents))
     finally:
         model.train(was_training)
-        give_back_freed_memory()
     if not np.isfinite(sums).all():
         bad = int(np.flatnonzero(~np.isfinite(sums[:, 0]))[0])
         raise EvaluationError(f"the loss on document {bad} is not finite. {said_of_damage(model)}")

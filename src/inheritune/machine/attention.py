@@ -60,7 +60,7 @@ def block_size(length: int) -> int:
 def causal_attention(query_BHTD: Tensor, key_BKTD: Tensor, value_BKTW: Tensor, scale: float) -> Tensor:
     """softmax(scale x query key^T) value, over the keys up to each query.
 
-    Products are in the dtype of the arguments, the softmax in float32. H is a multiple of K; query head h reads key
+    Products are in the dtype of the values, the softmax in float32. H is a multiple of K; query head h reads key
     head h // (H / K).
 
     Returns:
@@ -68,6 +68,9 @@ def causal_attention(query_BHTD: Tensor, key_BKTD: Tensor, value_BKTW: Tensor, s
     """
     heads, length = query_BHTD.shape[1:3]
     key_heads = key_BKTD.shape[1]
+    query_BHTD, key_BKTD, value_BKTW = (
+        each.to(value_BKTW.dtype).contiguous() for each in (query_BHTD, key_BKTD, value_BKTW)
+    )  # once, not block by block: what autocast would do, and the backward pass keeps one copy, not one of each block
     grouped_BKGTD = query_BHTD.unflatten(1, (key_heads, heads // key_heads))
     position_T = torch.arange(length, dtype=torch.int32, device=query_BHTD.device)
     size = block_size(length)
