@@ -4,7 +4,7 @@ from unittest.mock import patch
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, normalizers, processors
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from inheritune.data import tokenizer as tokenizer_module
@@ -65,6 +65,12 @@ LONG_TEXTS = st.lists(
     max_size=200,
 ).map("".join)
 
+SPACED_TEXTS = st.lists(
+    st.sampled_from(["the", "layer", "naïve", "漢字", "12", "🙂", ".", "\n", "layer\n", "\nthe", ""]),
+    min_size=60,
+    max_size=90,
+).map(" ".join)
+
 
 @given(text=LONG_TEXTS, characters=st.integers(2, 60))
 def test_the_pieces_of_a_text_have_its_tokens(tokenizer, text, characters):
@@ -91,10 +97,56 @@ def test_a_text_that_no_place_divides_stays_whole(tokenizer, tmp_path):
     unbroken = "x" * (2 * tokenizer_module.PIECE_CHARACTERS)
     assert list(open_tokenizer(tokenizer).pieces(unbroken)) == [unbroken]
     backend = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
-    backend.normalizer = normalizers.Prepend("x")  # as SentencePiece begins each text with a space
+    backend.normalizer = normalizers.Prepend("x")  # which stands nowhere in the text
     PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|endoftext|>").save_pretrained(tmp_path)
     text = "the layer keeps what it learned\n" * 20_000
     assert list(open_tokenizer(tmp_path).pieces(text)) == [text]
+
+
+def like_sentencepiece(kind, folder):
+    """A tokenizer that puts a space before each text, as those of Llama, Mistral and T5 do; gives the opened folder."""
+    alphabet = [*map(chr, range(33, 127)), *"▁\n\t\rï漢字🙂"]
+    words = ["th", "the", "▁the", "▁l", "ay", "er", "layer", "▁layer", "▁na", "▁▁", "12", "▁."]
+    if kind == "unigram":
+        scores = [("<unk>", 0.0), *((each, -8.0 - len(each) / 7) for each in alphabet), *((w, -9.5) for w in words)]
+        backend = Tokenizer(models.Unigram(scores, unk_id=0))
+    else:
+        merges = [("t", "h"), ("th", "e"), ("▁", "the"), ("▁", "l"), ("a", "y"), ("e", "r"), ("▁l", "ay")]
+        merges += [("▁lay", "er"), ("▁", "▁"), ("1", "2"), ("▁", ".")]
+        tokens = dict.fromkeys(["<unk>", *alphabet, *(left + right for left, right in merges)])
+        vocabulary = {token: number for number, token in enumerate(tokens)}
+        backend = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True))
+    if kind == "bpe by normalizer":  # Llama 2 as it was published
+        backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    else:
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=kind == "unigram")
+    PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", eos_token="<unk>").save_pretrained(folder)
+    return open_tokenizer(folder)
+
+
+@pytest.mark.parametrize("kind", ["bpe by normalizer", "bpe", "unigram"])
+def test_a_tokenizer_that_puts_a_space_before_each_text_has_its_tokens_from_pieces(kind, tmp_path):
+    opened = like_sentencepiece(kind, tmp_path)
+    cut = []
+
+    @given(text=SPACED_TEXTS, characters=st.integers(10, 60))
+    def check(text, characters):
+        with patch.object(tokenizer_module, "PIECE_CHARACTERS", characters):
+            pieces = list(opened.pieces(text))
+        cut.append(len(pieces))
+        tokens = [each for ids in opened.encode_batch(pieces) for each in ids.tolist()]
+        assert tokens == opened.encode_batch([text])[0].tolist()
+
+    check()
+    assert max(cut) > 4
+
+
+@pytest.mark.parametrize("kind", ["bpe by normalizer", "bpe", "unigram"])
+def test_a_long_text_is_cut_for_it_too(kind, tmp_path):
+    text = "the layer keeps what it learned\n" * 20_000
+    lengths = [len(piece) for piece in like_sentencepiece(kind, tmp_path).pieces(text)]
+    assert len(lengths) > 2
+    assert all(length > 0.98 * tokenizer_module.PIECE_CHARACTERS for length in lengths[:-1])
 
 
 def test_the_same_texts_give_the_same_tokenizer_bytes(tmp_path, texts):

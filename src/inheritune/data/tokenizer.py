@@ -27,7 +27,7 @@ CUT_CONTEXT = 256
 """Characters on either side by which a cut is tried."""
 
 MOST_CUTS_TRIED = 16
-"""Of one piece. A tokenizer that begins each text in its own way (SentencePiece's space in front) agrees to none."""
+"""Of one piece."""
 
 _CUT = re.compile(r"(?<=\n)(?=\S)|(?<=\S)(?= \S)")
 """After a line break, or before a single space: where most tokenizers begin a word."""
@@ -92,22 +92,27 @@ class TextTokenizer:
         A call takes some hundred times the memory of its text, and a book or a log can be one text. A piece ends
         where the tokens of the characters around are those of the two sides: exact, as long as what decides a token
         is less than ``CUT_CONTEXT`` away. Where no place of a piece agrees, the rest stays whole.
+
+        A tokenizer that puts a space before every text (SentencePiece) gets the one at a cut in this way: the piece
+        behind it begins without.
         """
         begin = 0
         while len(text) - begin > PIECE_CHARACTERS:
             last = begin + PIECE_CHARACTERS
             places = _last_places(text, last - PIECE_CHARACTERS // 64, last) or _last_places(text, begin + 1, last)
-            end = next((place for place in places if self._cuts_at(text, place)), None)
-            if end is None:
+            cuts = ((end, end + skipped) for end in places for skipped in (0, 1) if not skipped or text[end] == " ")
+            cut = next((cut for cut in cuts if self._cuts_at(text, *cut)), None)
+            if cut is None:
                 break
-            yield text[begin:end]
-            begin = end
+            yield text[begin : cut[0]]
+            begin = cut[1]
         yield text[begin:]
 
-    def _cuts_at(self, text: str, place: int) -> bool:
-        """Whether no token around a place reaches across it."""
-        left, right = text[max(0, place - CUT_CONTEXT) : place], text[place : place + CUT_CONTEXT]
-        both, *sides = self.encode_batch([left + right, left, right])
+    def _cuts_at(self, text: str, end: int, begin: int) -> bool:
+        """Whether the tokens around a place are those up to ``end`` and those from ``begin`` on, which is no other
+        place or lies one space behind."""
+        context = slice(max(0, end - CUT_CONTEXT), begin + CUT_CONTEXT)
+        both, *sides = self.encode_batch([text[context], text[context.start : end], text[begin : context.stop]])
         return np.array_equal(both, np.concatenate(sides))
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
