@@ -57,10 +57,12 @@ class Encoded(AbstractContextManager["Encoded"]):
         self.byte_lengths: npt.NDArray[np.int64] = np.zeros(num_documents, dtype=np.int64)
         """UTF-8 bytes of the text that the tokens spell."""
         self._file: BinaryIO = path.open("wb")
+        self._reader: BinaryIO = path.open("rb")
         self._num_tokens = 0
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
+        self._reader.close()
 
     def begin(self, index: int, end_of_text_id: int, num_bytes: int) -> None:
         """Append a document without its text."""
@@ -73,10 +75,11 @@ class Encoded(AbstractContextManager["Encoded"]):
         self.lengths[index] += len(ids)
         self._num_tokens += len(ids)
 
-    def tokens(self) -> npt.NDArray[np.integer]:
-        """Everything added so far, mapped from disk."""
+    def tokens(self, begin: int, number: int) -> npt.NDArray[np.integer]:
+        """So many tokens from a place on; read, since a mapped file counts as memory of the process."""
         self._file.flush()
-        return np.memmap(self.path, dtype=self.dtype, mode="r")
+        self._reader.seek(begin * self.dtype.itemsize)
+        return np.frombuffer(self._reader.read(number * self.dtype.itemsize), dtype=self.dtype)
 
 
 def tokens_per_byte(texts: Sequence[str], tokenizer: TextTokenizer) -> float:
@@ -208,13 +211,12 @@ def write_split(
     Returns:
         The split's part of the manifest, and its largest token id.
     """
-    tokens = encoded.tokens()
     lengths, byte_lengths = encoded.lengths[order], encoded.byte_lengths[order]
     excess = 0 if token_limit is None else int(lengths.sum()) - token_limit
     if excess > 0:
         lengths[-1] -= excess
         begin = int(encoded.starts[order[-1]])
-        kept = tokens[begin + 1 : begin + int(lengths[-1])].tolist()
+        kept = encoded.tokens(begin + 1, int(lengths[-1]) - 1).tolist()
         byte_lengths[-1] = min(int(byte_lengths[-1]), len(tokenizer.decode(kept).encode()))
     shards: list[dict[str, Any]] = []
     largest = 0
@@ -228,8 +230,7 @@ def write_split(
                 length = int(lengths[position])
                 if token_starts[-1] and token_starts[-1] + length > shard_tokens:
                     break
-                begin = int(encoded.starts[order[position]])
-                part = tokens[begin : begin + length]
+                part = encoded.tokens(int(encoded.starts[order[position]]), length)
                 content = part.tobytes()
                 file.write(content)
                 hashes.add(content)
